@@ -1,0 +1,45 @@
+# Everything a developer types. The lock pins what was tested; pyproject.toml says what is allowed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+DEMO ?= runs/demo
+
+.PHONY: setup demo test test-slow lint types format check notebooks clean
+
+setup: .venv/.installed  ## virtual environment with the locked dependencies
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup  ## the whole method on phantoms: data, training, table, pictures
+	rm -rf data/phantom $(DEMO)
+	$(BIN)/rare phantom data/phantom --cases 40
+	$(BIN)/rare fit --config configs/demo.yaml --data.root data/phantom --run_dir $(DEMO)
+	$(BIN)/rare test --ckpt_path $(DEMO)/checkpoints/best.ckpt
+
+test: setup  ## the fast tests, with line coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+test-slow: setup  ## the slow tests, and those on real data where RARE_DATA names its folder
+	$(BIN)/python -m pytest -m "slow or real_data"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: setup  ## run the notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+check: lint types test notebooks
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage data/phantom $(DEMO)

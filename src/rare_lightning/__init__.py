@@ -1,0 +1,19 @@
+"""Resolution-aware 3D medical image segmentation with PyTorch Lightning."""
+
+from rare_lightning.callbacks import TestReport
+from rare_lightning.data import DecathlonDataModule, make_phantom
+from rare_lightning.module import SegmentationModule
+from rare_lightning.networks import RAREUNet, UNet
+from rare_lightning.objectives import MultiResolutionLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DecathlonDataModule",
+    "MultiResolutionLoss",
+    "RAREUNet",
+    "SegmentationModule",
+    "TestReport",
+    "UNet",
+    "make_phantom",
+]

@@ -1,0 +1,116 @@
+"""Writes what a test found: cases.csv, summary.json, the table, and the figures."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from rare_lightning.data.datamodule import Batch
+from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
+from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.tables import (
+    format_spacing,
+    mean_defined,
+    summarize,
+    terminal_table,
+    write_cases,
+    write_summary,
+)
+from rare_lightning.module import LevelResult, SegmentationModule
+
+
+class TestReport(L.Callback):
+    """Collects the scores of all processes and writes the report in the first one.
+
+    Args:
+        folder: Where ``cases.csv``, ``summary.json``, ``dice_by_resolution.png`` and ``montage.png`` go.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.rows: list[Row] = []
+        self.slices: dict[str, list[Slice]] = {}
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget an earlier test."""
+        self.rows, self.slices = [], {}
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores, and one slice per level."""
+        results: list[LevelResult] = outputs
+        self.rows += [row for result in results for row in result.rows]
+        spacing = batch["spacing"][0].tolist()
+        self.slices[batch["case"][0]] = [_slice(result, spacing) for result in results]
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the report."""
+        gathered = _gather((self.rows, self.slices))
+        if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
+            return
+        # A sampler may give the last cases to two processes to even them out; each counts once.
+        unique = {(r.case, r.level, r.truth, r.class_name): r for rows, _ in gathered for r in rows}
+        rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
+        slices = {case: pieces for _, part in gathered for case, pieces in part.items()}
+        summary = {"nsd_tolerance_mm": pl_module.nsd_tolerance_mm, **summarize(rows)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_cases(rows, self.folder / "cases.csv")
+        write_summary(summary, self.folder / "summary.json")
+        plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
+        plot_montage(_median_and_worst(slices), pl_module.class_names, self.folder / "montage.png")
+        console = Console()
+        for truth in TRUTHS:
+            console.print(terminal_table(summary, truth))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a report is of one test."""
+        return {}
+
+
+def _gather(mine: Any) -> list[Any]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _slice(result: LevelResult, base_spacing: list[float]) -> Slice:
+    """The axial slice that holds most foreground of the truth; the middle one if there is none."""
+    foreground = (result.truth > 0).sum((0, 1))
+    index = int(foreground.argmax()) if foreground.any() else result.truth.shape[2] // 2
+    stride = [-(-n // m) for n, m in zip(result.truth.shape, result.image.shape, strict=True)]
+    plane = result.image[:, :, index // stride[2]]
+    shown = plane.repeat_interleave(stride[0], 0).repeat_interleave(stride[1], 1)
+    fine = [row for row in result.rows if row.truth == "fine"]
+    return Slice(
+        level=result.level,
+        spacing=format_spacing(result.rows[0].spacing_mm),
+        image=shown[: result.truth.shape[0], : result.truth.shape[1]].numpy(),
+        truth=result.truth[:, :, index].numpy().astype(np.uint8),
+        prediction=result.prediction[:, :, index].to(torch.uint8).numpy(),
+        dice=mean_defined(row.scores.dice for row in fine),
+        aspect=base_spacing[1] / base_spacing[0],
+    )
+
+
+def _median_and_worst(slices: dict[str, list[Slice]]) -> list[tuple[str, list[Slice]]]:
+    """The cases with the median and the lowest mean fine Dice over levels; cases without any foreground come last."""
+    dice = {case: mean_defined(piece.dice for piece in pieces) for case, pieces in slices.items()}
+    ranked = sorted(dice, key=lambda case: (np.isnan(dice[case]), dice[case], case))
+    defined = [case for case in ranked if not np.isnan(dice[case])] or ranked
+    median, worst = defined[len(defined) // 2], defined[0]
+    return [(f"median: {median}", slices[median]), (f"worst: {worst}", slices[worst])]

@@ -1,0 +1,236 @@
+"""The ``rare`` command: LightningCLI's fit, validate and test, and the tools that need no Trainer."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from rare_lightning.callbacks import TestReport
+from rare_lightning.data import DecathlonDataModule, make_phantom
+from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
+from rare_lightning.module import SegmentationModule
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes the full configuration and the split into the run folder, and never over an earlier one."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called on rank 0 alone, before the first step."""
+        if stage != "fit":
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, _unused(folder / "config.yaml"), skip_unset=False, multifile=False)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        _unused(folder / "splits.json").write_text(json.dumps([datamodule.split.as_dict()], indent=1) + "\n", "utf-8")
+
+
+class RareCLI(LightningCLI):
+    """LightningCLI with run folders, and with the task's channels and classes read from its dataset.json."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Subcommands, and the Trainer arguments that the CLI itself provides."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Run folder, checkpointing, and what follows from the data."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder for everything this run writes. By default a new one under runs/; for validate and test, the "
+            "one that the checkpoint lies in.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/dice",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+            }
+        )
+        network = "model.network.init_args."
+        for name in ("levels", "depth", "strides"):
+            parser.link_arguments(f"data.{name}", network + name)
+        parser.link_arguments("data.root", network + "in_channels", compute_fn=_count_channels)
+        parser.link_arguments("data.root", network + "out_channels", compute_fn=_count_classes)
+        parser.link_arguments("data.root", "model.class_names", compute_fn=_class_names)
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its folder."""
+        config = self.config[self.subcommand]
+        checkpoint = config.get("ckpt_path")
+        folder = _run_folder(config.run_dir, checkpoint)
+        if self.subcommand == "fit":
+            resumes = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
+            if folder.exists() and any(folder.iterdir()) and not resumes:
+                raise UserError(
+                    f"{folder}: this run folder is in use. Choose another --run_dir, or go on with it by "
+                    f"--ckpt_path {folder}/checkpoints/last.ckpt"
+                )
+        elif checkpoint is None:
+            raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
+        config.run_dir = str(folder)
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = str(folder / "checkpoints")
+        _log_into(config.trainer, folder, str(self.subcommand))
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test")]
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.trainer.is_global_zero:
+            print(f"Run folder: {self.trainer.default_root_dir}\nNext: rare test --ckpt_path {best}")
+
+    def after_test(self) -> None:
+        """Say where the report is."""
+        if self.trainer.is_global_zero:
+            print(
+                f"Test report in {self.trainer.default_root_dir}/test: "
+                "cases.csv, summary.json, dice_by_resolution.png, montage.png"
+            )
+
+
+def check_data(root: str) -> None:
+    """Check every case of a Decathlon task and list all problems.
+
+    Args:
+        root: Folder with dataset.json.
+
+    Raises:
+        UserError: If there are problems.
+    """
+    task = read_task(root)
+    raise_problems((problem for case in task.cases for problem in find_problems(case, task)), root)
+    print(f"{root}: {len(task.cases)} cases, no problems")
+
+
+TOOLS: dict[tuple[str, ...], Callable[..., None]] = {("data", "check"): check_data, ("phantom",): make_phantom}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``rare``; returns the exit code.
+
+    Args:
+        args: Command line arguments; those of the process if None.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    # CPU runs report the operations they lack fast kernels for; that is of no use to users.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    try:
+        for name, tool in TOOLS.items():
+            if tuple(words[: len(name)]) == name:
+                _run_tool(name, tool, words[len(name) :])
+                return 0
+        sys.argv[1:] = []  # LightningCLI warns if it is given arguments beside the process's own
+        RareCLI(
+            SegmentationModule,
+            DecathlonDataModule,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "description": "Resolution-aware 3D medical image segmentation.",
+                "epilog": "Tools: rare data check ROOT | rare phantom ROOT",
+            },
+            args=_with_settings_of_checkpoint(words),
+        )
+    except UserError as error:
+        print(f"rare: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
+    """For validate and test: put the checkpoint's model and data settings before those of the command line."""
+    if not words or words[0] not in ("validate", "test"):
+        return words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    path = parser.parse_known_args(words[1:])[0].ckpt_path
+    if path is None:
+        return words
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # whatever unpickling foreign bytes raises
+        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+    for section in settings.values():
+        section.pop("_instantiator", None)
+    # What follows from the data is linked to it and not to be given.
+    settings["model"].pop("class_names")
+    for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
+        settings["model"]["network"]["init_args"].pop(name, None)
+    return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _run_tool(name: tuple[str, ...], tool: Callable[..., None], words: Sequence[str]) -> None:
+    parser = ArgumentParser(prog=" ".join(("rare", *name)), description=(tool.__doc__ or "").splitlines()[0])
+    parser.add_function_arguments(tool, as_positional=True)
+    tool(**parser.parse_args(list(words)).as_dict())
+
+
+def _run_folder(requested: str | None, checkpoint: str | None) -> Path:
+    if requested is not None:
+        return Path(requested).expanduser()
+    if checkpoint is not None:
+        folder = Path(checkpoint).expanduser().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+    return Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
+    """CSV files in the run folder if no logger is configured, in a new folder each time: CSVLogger empties its own."""
+    if trainer.logger in (None, True):
+        version = _unused(folder / "logs" / subcommand).name
+        settings = {"save_dir": str(folder), "name": "logs", "version": version, "prefix": ""}
+        trainer.logger = {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {**settings, "flush_logs_every_n_steps": 100},
+        }
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or ``config-2.yaml`` and so on if it exists."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def _count_channels(root: str) -> int:
+    return len(read_task(root).channels)
+
+
+def _count_classes(root: str) -> int:
+    return len(read_task(root).classes)
+
+
+def _class_names(root: str) -> list[str]:
+    return list(read_task(root).classes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

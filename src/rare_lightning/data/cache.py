@@ -1,0 +1,134 @@
+"""Preprocessed cases on disk: keyed by content and settings, written whole or not at all, read memory-mapped."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchio as tio
+
+from rare_lightning.data.preprocessing import Preprocessing, Spacing
+from rare_lightning.data.task import Case
+
+FORMAT_VERSION = 1
+"""Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
+
+FOREGROUND_SAMPLES = 10_000
+"""Foreground voxels remembered per class, from which patch centres are drawn."""
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/rare_lightning``, or ``~/.cache/rare_lightning``."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rare_lightning"
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case on the base grid.
+
+    Attributes:
+        case_id: The case.
+        folder: Where its arrays lie.
+    """
+
+    case_id: str
+    folder: Path
+
+    @property
+    def image(self) -> np.ndarray:
+        """``(C, D, H, W)`` float32, memory-mapped."""
+        return np.load(self.folder / "image.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> np.ndarray:
+        """``(1, D, H, W)`` uint8, memory-mapped."""
+        return np.load(self.folder / "label.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """``(N, 4)``: class and voxel index of sampled foreground voxels."""
+        return np.load(self.folder / "foreground.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @property
+    def affine(self) -> np.ndarray:
+        """``(4, 4)``: voxel index on the base grid -> mm, in the scan's own world."""
+        return np.array(json.loads((self.folder / "case.json").read_text(encoding="utf-8"))["affine"])
+
+    @property
+    def spacing(self) -> Spacing:
+        """Spacing of the base grid in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels per axis on the base grid."""
+        d, h, w = self.image.shape[1:]
+        return d, h, w
+
+
+def cache_key(case: Case, preprocessing: Preprocessing) -> str:
+    """Digest of the two files' bytes, the settings and the format of an entry."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, preprocessing.as_dict()], sort_keys=True).encode())
+    for path in (case.image, case.label):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase | None:
+    """The case's entry, if these very files were preprocessed with these very settings before."""
+    folder = cache_dir / cache_key(case, preprocessing)
+    return CachedCase(case.case_id, folder) if folder.is_dir() else None
+
+
+def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase:
+    """Preprocess a case into the cache. Safe when several processes do so at once: an entry is renamed into place."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    folder = cache_dir / cache_key(case, preprocessing)
+    scratch = Path(tempfile.mkdtemp(dir=cache_dir, prefix="writing-"))
+    try:
+        subject = preprocessing(case)
+        _save(subject, case, scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # not another process that was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return CachedCase(case.case_id, folder)
+
+
+def _save(subject: tio.Subject, case: Case, folder: Path) -> None:
+    label = subject.label.numpy()
+    np.save(folder / "image.npy", np.ascontiguousarray(subject.image.numpy()))
+    np.save(folder / "label.npy", np.ascontiguousarray(label))
+    np.save(folder / "foreground.npy", _sample_foreground(label[0]))
+    record = {"case": case.case_id, "image": str(case.image), "affine": subject.image.affine.tolist()}
+    (folder / "case.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def _sample_foreground(label: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(0)  # the same files give the same entry
+    rows: Sequence[np.ndarray] = []
+    for value in np.unique(label[label > 0]).tolist():
+        voxels = np.argwhere(label == value)
+        if len(voxels) > FOREGROUND_SAMPLES:
+            voxels = voxels[np.sort(rng.choice(len(voxels), FOREGROUND_SAMPLES, replace=False))]
+        rows = [*rows, np.column_stack([np.full(len(voxels), value), voxels])]
+    return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
+
+
+def as_subject(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> tio.Subject:
+    """Arrays ``(C, D, H, W)`` and ``(1, D, H, W)`` on one grid -> TorchIO subject."""
+    return tio.Subject(
+        image=tio.ScalarImage(tensor=torch.as_tensor(image), affine=affine),
+        label=tio.LabelMap(tensor=torch.as_tensor(label), affine=affine),
+    )

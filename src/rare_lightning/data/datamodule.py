@@ -1,0 +1,252 @@
+"""LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torchio as tio
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
+from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
+from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
+from rare_lightning.data.pyramid import LabelDownsampling
+from rare_lightning.data.splits import Split, make_split, read_split
+from rare_lightning.data.task import Case, read_task
+from rare_lightning.errors import UserError
+from rare_lightning.networks.grids import Size3, level_stride, stage_strides
+
+Batch = dict[str, Any]
+
+
+class DecathlonDataModule(L.LightningDataModule):
+    """Level pyramids of a Decathlon task.
+
+    Args:
+        root: Folder of the task, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
+        levels: Highest resolution level.
+        depth: Down-samplings of the network; volumes are padded to what they need.
+        strides: Per-axis stride of each down-sampling: one number, or ``depth`` triples.
+        spacing: Base spacing in mm along (right, anterior, superior); the median of the training cases if None.
+        normalize: ``zscore`` or ``percentile``, per case and channel.
+        foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
+        label_downsampling: ``majority`` or ``nearest``.
+        augmentation: TorchIO transforms, applied in order to training patches.
+        patch_size: Training patch in base voxels; None for whole volumes, padded to the largest training case.
+        patches_per_case: Training patches per case and epoch.
+        foreground_fraction: Share of training patches placed on a foreground voxel.
+        batch_size: Training patches per step and process.
+        num_workers: Loader processes; one is enough for small volumes.
+        seed: Of the split.
+        fold: Validation fold, from 0.
+        folds: Number of folds that the cases outside the test set are cut into.
+        test_fraction: Share of cases held out for ``rare test``.
+        splits_file: Use this split instead (nnU-Net's ``splits_final.json`` is understood).
+        cache_dir: Where preprocessed cases are kept; ``~/.cache/rare_lightning`` if None.
+
+    Raises:
+        UserError: For anything wrong with the data; all broken cases are listed at once.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        levels: int = 3,
+        depth: int = 4,
+        strides: int | list[list[int]] = 2,
+        spacing: list[float] | None = None,
+        normalize: Normalize = "zscore",
+        foreground: Foreground = "nonzero",
+        label_downsampling: LabelDownsampling = "majority",
+        augmentation: list[tio.Transform] | None = None,
+        patch_size: list[int] | None = None,
+        patches_per_case: int = 1,
+        foreground_fraction: float = 0.0,
+        batch_size: int = 2,
+        num_workers: int = 1,
+        seed: int = 0,
+        fold: int = 0,
+        folds: int = 5,
+        test_fraction: float = 0.2,
+        splits_file: str | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.root = root
+        stages = stage_strides(depth, strides)
+        self.strides = [level_stride(stages, level) for level in range(levels + 1)]
+        self.multiple = level_stride(stages, depth)
+        self.spacing = spacing
+        self.normalize = normalize
+        self.foreground = foreground
+        self.label_downsampling = label_downsampling
+        self.augmentation = tio.Compose(augmentation) if augmentation else None
+        self.patches_per_case = patches_per_case
+        self.foreground_fraction = foreground_fraction
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.task = read_task(root)
+        case_ids = [case.case_id for case in self.task.cases]
+        if splits_file is not None:
+            self.split = read_split(splits_file, fold, case_ids)
+        else:
+            self.split = make_split(case_ids, seed, fold, folds, test_fraction)
+        self.patch_size = self._checked_patch(patch_size)
+        self._preprocessing: Preprocessing | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Deterministic preprocessing; its base spacing is read from the training cases' headers if not given."""
+        if self._preprocessing is None:
+            spacing = median_spacing(self._cases(self.split.train)) if self.spacing is None else tuple(self.spacing)
+            if len(spacing) != 3 or min(spacing) <= 0:
+                raise UserError(f"data.spacing must be three positive numbers of mm: {list(spacing)}")
+            self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
+        return self._preprocessing
+
+    def prepare_data(self) -> None:
+        """Check and preprocess every case that is not in the cache. Runs in one process per machine."""
+        self._raise_unreadable()
+        try:
+            self.preprocessing  # noqa: B018  # reads headers for the median spacing
+        except UserError:  # one header is broken: list everything that is
+            raise_problems((p for case in self.task.cases for p in find_problems(case, self.task)), self.root)
+            raise
+        new = [case for case in self.task.cases if find_cached(case, self.preprocessing, self.cache_dir) is None]
+        if not new:
+            return
+        rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
+        raise_problems(
+            (p for case in track(new, "Checking", transient=True) for p in find_problems(case, self.task)), self.root
+        )
+        for case in track(new, "Preprocessing", transient=True):
+            write_cached(case, self.preprocessing, self.cache_dir)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of training patches."""
+        cases = self._cached(self.split.train)
+        patch_size = self.patch_size or self._whole_volume_patch(cases)
+        dataset = TrainingPatches(
+            cases,
+            patch_size,
+            self.strides,
+            self.augmentation,
+            self.label_downsampling,
+            self.patches_per_case,
+            self.foreground_fraction,
+        )
+        if len(dataset) < self.batch_size:
+            raise UserError(
+                f"data.batch_size ({self.batch_size}) is larger than an epoch of {len(dataset)} patches. "
+                "Lower it, or raise data.patches_per_case."
+            )
+        return self._loader(dataset, batch_size=self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Whole validation cases, one per batch."""
+        return self._loader(self._whole(self.split.val))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Whole test cases, one per batch.
+
+        Raises:
+            UserError: If the split holds out no cases.
+        """
+        if not self.split.test:
+            raise UserError(
+                "the split holds out no test cases: raise data.test_fraction, or name them in the splits file"
+            )
+        return self._loader(self._whole(self.split.test))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must know of its data to be used on other scans, and tested on the right cases."""
+        return {
+            "task": self.task.name,
+            "channels": list(self.task.channels),
+            "classes": list(self.task.classes),
+            "level_strides": [list(stride) for stride in self.strides],
+            "preprocessing": self.preprocessing.as_dict(),
+            "split": self.split.as_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over preprocessing and split of a checkpoint, so that a test never meets a case it was trained on.
+
+        Raises:
+            UserError: If the checkpoint was trained on cases under the same ids, but its split does not fit these.
+        """
+        split = Split(**{role: tuple(ids) for role, ids in state_dict["split"].items()})
+        preprocessing = state_dict["preprocessing"]
+        saved = Preprocessing(tuple(preprocessing["spacing"]), preprocessing["normalize"], preprocessing["foreground"])
+        if list(self.task.classes) != list(state_dict["classes"]):
+            raise UserError(
+                f"{self.root}: classes {list(self.task.classes)} differ from the checkpoint's {state_dict['classes']}"
+            )
+        if split != self.split:
+            here = {case.case_id for case in self.task.cases}
+            missing = sorted({*split.train, *split.val, *split.test} - here)
+            seen = {*split.train, *split.val}
+            if missing and seen & set(self.split.test):
+                raise UserError(
+                    f"{self.root}: the checkpoint's split names cases that are not here ({', '.join(missing[:5])}, "
+                    f"{len(missing)} in all), and it was trained or validated on some of these. Give the data it was "
+                    "trained with, or a data.splits_file whose test cases it has not seen."
+                )
+            if not missing:
+                rank_zero_info("Using the split of the checkpoint, not the one of the data settings.")
+                self.split = split
+        if saved != self.preprocessing:
+            rank_zero_info(f"Using the preprocessing of the checkpoint: {saved}")
+            self._preprocessing = saved
+
+    def _checked_patch(self, patch_size: list[int] | None) -> Size3 | None:
+        if patch_size is None:
+            return None
+        if len(patch_size) != 3 or any(n < 1 or n % m for n, m in zip(patch_size, self.multiple, strict=False)):
+            raise UserError(
+                f"data.patch_size {patch_size} must be three multiples of {list(self.multiple)}, the network's stride"
+            )
+        return patch_size[0], patch_size[1], patch_size[2]
+
+    def _cases(self, case_ids: Sequence[str]) -> tuple[Case, ...]:
+        wanted = set(case_ids)
+        return tuple(case for case in self.task.cases if case.case_id in wanted)
+
+    def _raise_unreadable(self) -> None:
+        """List missing files before their content is hashed or their headers are read."""
+        raise_problems(
+            (
+                f"{case.case_id}: {path}: file not found"
+                for case in self.task.cases
+                for path in (case.image, case.label)
+                if not path.is_file()
+            ),
+            self.root,
+        )
+
+    def _cached(self, case_ids: Sequence[str]) -> list[CachedCase]:
+        cases = []
+        for case in self._cases(case_ids):
+            cached = find_cached(case, self.preprocessing, self.cache_dir)
+            # Another machine of the run, or an emptied cache: the entry can always be made again.
+            cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
+        return cases
+
+    def _whole(self, case_ids: Sequence[str]) -> WholeVolumes:
+        return WholeVolumes(self._cached(case_ids), self.multiple, self.strides, self.label_downsampling)
+
+    def _whole_volume_patch(self, cases: Sequence[CachedCase]) -> Size3:
+        x, y, z = (
+            -(-max(case.shape[axis] for case in cases) // multiple) * multiple
+            for axis, multiple in enumerate(self.multiple)
+        )
+        return x, y, z
+
+    def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
+        return DataLoader(dataset, num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **options)

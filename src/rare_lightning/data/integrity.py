@@ -1,0 +1,91 @@
+"""Checks of every case before training, so that all problems are seen at once and early."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchio as tio
+
+from rare_lightning.data.task import Case, Task
+from rare_lightning.errors import UserError
+
+GEOMETRY_TOLERANCE = 1e-3
+"""Largest difference between the affines of an image and its label, in mm."""
+
+
+def find_problems(case: Case, task: Task) -> list[str]:
+    """One line for each problem of a case; empty if it can be used.
+
+    Found: missing or unreadable files (truncated gzip among them), shapes, spacings or affines that differ between
+    image and label, NaN or infinite voxels, constant channels, a wrong number of channels, unknown label values.
+    """
+    problems = []
+    loaded = []
+    for path, kind in ((case.image, tio.ScalarImage), (case.label, tio.LabelMap)):
+        try:
+            image = kind(path)
+            image.load()
+            loaded.append(image)
+        # Readers raise whatever they like on broken bytes; each becomes a line of the report.
+        except Exception as error:
+            reason = "file not found" if not Path(path).is_file() else f"cannot be read ({_first_line(error)})"
+            problems.append(f"{case.case_id}: {path}: {reason}")
+    if problems:
+        return problems
+    image, label = loaded
+
+    if image.spatial_shape != label.spatial_shape:
+        problems.append(
+            f"{case.image}: image shape {image.spatial_shape} differs from label shape {label.spatial_shape}"
+        )
+    elif not np.allclose(image.spacing, label.spacing, atol=GEOMETRY_TOLERANCE):
+        problems.append(f"{case.image}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
+    elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
+        problems.append(f"{case.image}: image and label lie at different places (their affines differ)")
+    if min(image.spatial_shape) < 2:
+        problems.append(f"{case.image}: shape {image.spatial_shape} is not a 3D volume")
+    if abs(np.linalg.det(image.affine)) < 1e-9 or not np.isfinite(image.affine).all():
+        problems.append(f"{case.image}: affine is singular or not finite")
+
+    if image.num_channels != len(task.channels):
+        problems.append(
+            f"{case.image}: {image.num_channels} channels, dataset.json lists {len(task.channels)} "
+            f"({', '.join(task.channels)})"
+        )
+    data = image.data.float()
+    if not torch.isfinite(data).all():
+        problems.append(f"{case.image}: {int((~torch.isfinite(data)).sum())} voxels are NaN or infinite")
+    else:
+        constant = [index for index, channel in enumerate(data) if channel.min() == channel.max()]
+        if constant:
+            problems.append(f"{case.image}: channel {', '.join(map(str, constant))} is constant")
+
+    values = set(torch.unique(label.data).tolist())
+    unknown = sorted(values - set(range(len(task.classes))))
+    if label.num_channels != 1:
+        problems.append(f"{case.label}: {label.num_channels} channels, a label map has 1")
+    if unknown:
+        problems.append(
+            f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
+        )
+    return [f"{case.case_id}: {problem}" for problem in problems]
+
+
+def raise_problems(problems: Iterable[str], root: Path | str) -> None:
+    """Report all problems of a data set in one error.
+
+    Raises:
+        UserError: If there are any.
+    """
+    lines = list(problems)
+    if lines:
+        listing = "\n  ".join(lines)
+        raise UserError(
+            f"{root}: {len(lines)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,104 @@
+"""Deterministic preprocessing of a case: canonical orientation, base spacing, normalised intensities."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torchio as tio
+from torch import Tensor
+
+from rare_lightning.data.task import Case
+from rare_lightning.errors import UserError
+
+Normalize = Literal["zscore", "percentile"]
+Foreground = Literal["nonzero", "otsu", "all"]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to every scan before it meets a network, in training and inference alike.
+
+    Attributes:
+        spacing: Base spacing in mm along the canonical (right, anterior, superior) axes.
+        normalize: ``zscore`` (mean 0, standard deviation 1) or ``percentile`` (0.5th to 99.5th percentile to 0..1,
+            clipped), with statistics of each channel of each case.
+        foreground: Voxels the statistics are taken from: ``nonzero``, ``otsu`` (above Otsu's threshold) or ``all``.
+    """
+
+    spacing: Spacing
+    normalize: Normalize = "zscore"
+    foreground: Foreground = "nonzero"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as kept in checkpoints."""
+        return {"spacing": list(self.spacing), "normalize": self.normalize, "foreground": self.foreground}
+
+    def __call__(self, case: Case) -> tio.Subject:
+        """Read a case -> subject with ``image`` (float32) and ``label`` (uint8) on the base grid."""
+        subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
+        # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
+        subject.label.affine = subject.image.affine
+        subject = tio.ToCanonical()(subject)
+        if not np.allclose(subject.image.spacing, self.spacing, rtol=1e-3):
+            subject = tio.Resample(self.spacing, antialias=True)(subject)
+        subject.image.set_data(self.normalized(subject.image.data.float()))
+        subject.label.set_data(subject.label.data.to(torch.uint8))
+        return subject
+
+    def normalized(self, data: Tensor) -> Tensor:
+        """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""
+        return torch.stack([self._normalize_channel(channel) for channel in data])
+
+    def _normalize_channel(self, channel: Tensor) -> Tensor:
+        values = channel[self._mask(channel)]
+        if values.numel() < 2:
+            values = channel.flatten()
+        if self.normalize == "zscore":
+            # Accumulated in double: sums over millions of voxels lose digits in float32.
+            shift, scale = values.double().mean(), values.double().std()
+            normalized: Tensor = (channel - shift) / scale.clamp_min(1e-8)
+            return normalized.float()
+        low, high = np.percentile(values.numpy(), [0.5, 99.5]).tolist()
+        rescaled: Tensor = (channel - low) / max(high - low, 1e-8)
+        return rescaled.clamp(0, 1)
+
+    def _mask(self, channel: Tensor) -> Tensor:
+        if self.foreground == "nonzero":
+            return channel != 0
+        if self.foreground == "otsu":
+            otsu = sitk.OtsuThresholdImageFilter()
+            otsu.Execute(sitk.GetImageFromArray(channel.numpy()))
+            return channel > float(otsu.GetThreshold())
+        return torch.ones_like(channel, dtype=torch.bool)
+
+
+def canonical_spacing(path: str) -> Spacing:
+    """Voxel spacing in mm along the canonical axes, from the header alone.
+
+    Raises:
+        UserError: If the header cannot be read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(f"{path}: the header cannot be read; check the file, or run: rare data check ROOT") from error
+    spacing = reader.GetSpacing()[:3]
+    rank = reader.GetDimension()
+    direction = np.abs(np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3])
+    ordered = [0.0, 0.0, 0.0]
+    for _ in range(3):  # the axis closest to a world axis first, as nibabel's io_orientation does
+        world, axis = np.unravel_index(np.argmax(direction), (3, 3))
+        ordered[world] = round(float(spacing[axis]), 4)
+        direction[world], direction[:, axis] = -1, -1
+    return ordered[0], ordered[1], ordered[2]
+
+
+def median_spacing(cases: tuple[Case, ...]) -> Spacing:
+    """Median over cases of the spacing in mm, per canonical axis."""
+    x, y, z = np.median([canonical_spacing(str(case.image)) for case in cases], axis=0).tolist()
+    return x, y, z

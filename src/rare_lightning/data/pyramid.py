@@ -1,0 +1,97 @@
+"""Bringing images and labels down to the level grids."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchio as tio
+from torch import Tensor
+from torchio.transforms.spatial_transform import SpatialTransform
+
+from rare_lightning.networks.grids import Size3, block_average
+
+LabelDownsampling = Literal["majority", "nearest"]
+
+
+def downsample_label(label: Tensor, stride: Size3, method: LabelDownsampling = "majority") -> Tensor:
+    """Bring class indices ``(1, D, H, W)`` to a level grid.
+
+    ``majority`` takes the most frequent class of a block (the lowest of equals); ``nearest`` the voxel at the block's
+    centre (for even strides the one just above it). Sampling a block's first corner instead would shift labels
+    against the image by (stride - 1) / 2 voxels.
+    """
+    if stride == (1, 1, 1):
+        return label
+    if method == "nearest":
+        sx, sy, sz = stride
+        return label[:, sx // 2 :: sx, sy // 2 :: sy, sz // 2 :: sz].contiguous()
+    classes = int(label.max()) + 1
+    one_hot = F.one_hot(label[0].long(), classes).movedim(-1, 0)[None].float()
+    return block_average(one_hot, stride).argmax(dim=1).to(label.dtype)
+
+
+class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not annotated
+    """TorchIO transform: images by block average, label maps by majority, onto the grid of a level.
+
+    The block average is the anti-aliasing filter of exactly the voxel that replaces the block, and the affine is that
+    of the level grid: same corner in physical space, spacing times stride.
+
+    Args:
+        stride: Cumulative stride of the level per axis. Sizes must be multiples of it.
+        label_downsampling: ``majority`` or ``nearest``.
+    """
+
+    def __init__(self, stride: Sequence[int], label_downsampling: LabelDownsampling = "majority", **kwargs: object):
+        super().__init__(**kwargs)
+        self.stride: Size3 = (stride[0], stride[1], stride[2])
+        self.label_downsampling = label_downsampling
+        self.args_names = ["stride", "label_downsampling"]
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Replace data and affine of every image.
+
+        Raises:
+            ValueError: If a size is not a multiple of the stride.
+        """
+        for image in self.get_images(subject):
+            if any(n % s for n, s in zip(image.spatial_shape, self.stride, strict=True)):
+                raise ValueError(f"size {image.spatial_shape} is not a multiple of the level's stride {self.stride}")
+            if isinstance(image, tio.LabelMap):
+                image.set_data(downsample_label(image.data, self.stride, self.label_downsampling))
+            else:
+                image.set_data(block_average(image.data[None].float(), self.stride)[0])
+            image.affine = level_affine(image.affine, self.stride)
+        return subject
+
+
+def level_affine(affine: np.ndarray, stride: Size3) -> np.ndarray:
+    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride."""
+    scaled = affine.copy()
+    scaled[:3, 3] += affine[:3, :3] @ ((np.array(stride) - 1) / 2)
+    scaled[:3, :3] = affine[:3, :3] * np.array(stride)
+    return scaled
+
+
+def make_pyramid(
+    subject: tio.Subject, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority"
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each."""
+    images, labels = {}, {}
+    for level, stride in enumerate(strides):
+        down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
+        images[level] = down.image.data
+        labels[level] = down.label.data[0]
+    return images, labels
+
+
+def pad_to_multiple(array: np.ndarray | Tensor, multiple: Size3) -> Tensor:
+    """Repeat the last voxels of ``(C, D, H, W)`` until every axis is a multiple; the first voxel stays first."""
+    tensor = torch.as_tensor(array)
+    for axis, m in enumerate(multiple, start=1):
+        extra = -tensor.shape[axis] % m
+        if extra:
+            edge = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
+            tensor = torch.cat([tensor, edge.repeat_interleave(extra, dim=axis)], dim=axis)
+    return tensor

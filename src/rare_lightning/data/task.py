@@ -1,0 +1,95 @@
+"""A Medical Segmentation Decathlon task, as its ``dataset.json`` describes it (http://medicaldecathlon.com)."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rare_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled scan.
+
+    Attributes:
+        case_id: File name without folder and suffix, for example ``hippocampus_001``.
+        image: Image file, 3D or 4D with channels last.
+        label: Label map file.
+    """
+
+    case_id: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a segmentation task consists of.
+
+    Attributes:
+        name: Name of the task.
+        channels: Image channel names, in file order.
+        classes: Class names by label value, background first.
+        cases: Labelled cases in order of case id.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    cases: tuple[Case, ...]
+
+
+def case_id_of(path: Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def read_task(root: Path | str) -> Task:
+    """Read ``root/dataset.json``. Files it names are not opened here; see :func:`~.integrity.find_problems`.
+
+    Raises:
+        UserError: If there is no readable ``dataset.json`` with channels, labels and cases, or the label values are
+            not 0, 1, 2, ...
+    """
+    root = Path(root).expanduser()
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: not found. data.root must be the folder of one Decathlon task, such as Task04_Hippocampus. "
+            "To try without data: rare phantom ROOT"
+        )
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        channels = content["modality"] if "modality" in content else content["channel_names"]
+        names = {int(value): str(name) for value, name in content["labels"].items()}
+        cases = [_read_case(root, entry) for entry in content["training"]]
+        channel_names = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}). It needs 'modality' and 'labels' "
+            "that map numbers to names, and 'training', a list of {'image': ..., 'label': ...}."
+        ) from error
+    if sorted(names) != list(range(len(names))) or len(names) < 2:
+        renumbered = {str(i): names[value] for i, value in enumerate(sorted(names))}
+        raise UserError(
+            f"{path}: label values {sorted(names)} are not 0, 1, 2, ... without gaps. Renumber the label maps and "
+            f"write 'labels': {json.dumps(renumbered)}"
+        )
+    duplicates = [case_id for case_id, count in Counter(case.case_id for case in cases).items() if count > 1]
+    if duplicates:
+        raise UserError(f"{path}: duplicate case ids in 'training': {', '.join(sorted(duplicates))}. List each once.")
+    if not cases:
+        raise UserError(f"{path}: 'training' lists no cases. Labelled cases are needed for training and testing.")
+    return Task(
+        name=str(content.get("name", root.name)),
+        channels=channel_names,
+        classes=tuple(names[value] for value in sorted(names)),
+        cases=tuple(sorted(cases, key=lambda case: case.case_id)),
+    )
+
+
+def _read_case(root: Path, entry: dict[str, str]) -> Case:
+    image = root / entry["image"]
+    return Case(case_id_of(image), image, root / entry["label"])

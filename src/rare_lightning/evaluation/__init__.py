@@ -1,0 +1,1 @@
+"""Evaluation: from label maps to tables and figures."""

@@ -1,0 +1,85 @@
+"""Figures of a test: Dice by resolution, and a montage of predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from rare_lightning.evaluation.protocol import TRUTHS
+
+matplotlib.rcParams["svg.hashsalt"] = "rare"  # the same figure gives the same bytes
+COLORS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2"]  # Okabe and Ito
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the montage shows of one level of one case: a slice of the base grid through most foreground.
+
+    Attributes:
+        level: The level.
+        spacing: Its spacing, as text.
+        image: ``(H, W)`` scan as the network got it, block by block.
+        truth: ``(H, W)`` class indices of the full-resolution label.
+        prediction: ``(H, W)`` class indices of the answer on the base grid.
+        dice: Mean ``fine`` Dice of the case at this level.
+        aspect: Height of a pixel over its width, in mm.
+    """
+
+    level: int
+    spacing: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    dice: float
+    aspect: float
+
+
+def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
+    """Mean Dice over levels, per class and truth."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, truth in zip(figure.subplots(1, 2, sharey=True), TRUTHS, strict=True):
+        levels = summary[truth]["levels"]
+        spacings = [entry["spacing_mm"] for entry in levels.values()]
+        names = list(next(iter(levels.values()))["classes"])
+        for name, color in zip(names, COLORS * len(names), strict=False):
+            axes.plot(
+                spacings, [entry["classes"][name]["dice"] for entry in levels.values()], "o-", c=color, label=name
+            )
+        axes.plot(spacings, [entry["mean"]["dice"] for entry in levels.values()], "k--", label="mean")
+        axes.set(title=f"{truth} truth", xlabel="scan spacing (mm)", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.axes[0].set_ylabel(f"mean Dice of {summary['cases']} cases")
+    figure.savefig(path, dpi=130)
+
+
+def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str], path: Path) -> None:
+    """Rows: levels. Columns: image, truth, prediction, for each titled case."""
+    rows = len(cases[0][1])
+    figure = Figure(figsize=(2.1 * 3 * len(cases) + 1.2, 2.2 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, 3 * len(cases), squeeze=False)
+    classes = len(class_names)
+    colors = ListedColormap((COLORS * classes)[: classes - 1])
+    for block, (title, slices) in enumerate(cases):
+        for axes_row, piece in zip(grid[:, 3 * block : 3 * block + 3], slices, strict=True):
+            for axes, overlay in zip(axes_row, (None, piece.truth, piece.prediction), strict=True):
+                axes.imshow(piece.image.T, cmap="gray", origin="lower", aspect=piece.aspect)
+                if overlay is not None:
+                    shown = np.ma.masked_equal(overlay.T, 0)
+                    limits = {"vmin": 1, "vmax": max(classes - 1, 2)}
+                    axes.imshow(shown, cmap=colors, alpha=0.6, origin="lower", aspect=piece.aspect, **limits)
+                axes.set(xticks=[], yticks=[])
+            axes_row[0].set_ylabel(f"level {piece.level}\n{piece.spacing} mm" if block == 0 else "")
+            axes_row[2].set_xlabel(f"Dice {piece.dice:.3f}")
+        for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
+            axes.set_title(heading, fontsize=9)
+    handles = [
+        matplotlib.patches.Patch(color=c, label=n) for c, n in zip(COLORS * classes, class_names[1:], strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,79 @@
+"""The evaluation protocol: every test case, at every level, against two truths (docs/protocol.md)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rare_lightning.metrics import Scores, score_class
+from rare_lightning.networks.grids import Size3, block_average, interpolate
+from rare_lightning.networks.heads import Grid
+
+Truth = Literal["level", "fine"]
+TRUTHS: tuple[Truth, ...] = ("level", "fine")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``cases.csv``: one class of one case at one level against one truth."""
+
+    case: str
+    level: int
+    spacing_mm: tuple[float, float, float]
+    truth: Truth
+    class_name: str
+    scores: Scores
+
+
+def level_and_base_probabilities(logits: Tensor, stride: Size3, answer_grid: Grid) -> tuple[Tensor, Tensor]:
+    """Softmax ``(B, C, ...)`` of a level's answer on the level grid and on the base grid, whichever it was given on."""
+    probabilities = logits.float().softmax(dim=1)
+    if answer_grid == "base":
+        return block_average(probabilities, stride), probabilities
+    return probabilities, interpolate(probabilities, stride)
+
+
+def score_level(
+    predictions: dict[Truth, Tensor],
+    truths: dict[Truth, Tensor],
+    case: str,
+    level: int,
+    stride: Size3,
+    base_spacing: tuple[float, float, float],
+    class_names: Sequence[str],
+    tolerance_mm: float,
+) -> list[Row]:
+    """Score the label maps of one case at one level.
+
+    Args:
+        predictions: Truth -> class indices ``(D, H, W)``: ``level`` on the level grid, ``fine`` on the base grid.
+        truths: The same for the labels.
+        case: Case id.
+        level: Level the scan entered at.
+        stride: Its cumulative stride.
+        base_spacing: Of the base grid in mm.
+        class_names: Background first; it is not scored.
+        tolerance_mm: Of NSD, in mm.
+    """
+    x, y, z = (mm * s for mm, s in zip(base_spacing, stride, strict=True))
+    level_spacing = (x, y, z)
+    rows = []
+    for truth in TRUTHS:
+        spacing = level_spacing if truth == "level" else base_spacing
+        for value, name in enumerate(class_names[1:], start=1):
+            scores = score_class(predictions[truth] == value, truths[truth] == value, spacing, tolerance_mm)
+            rows.append(Row(case, level, level_spacing, truth, name, scores))
+    return rows
+
+
+def without_padding(volume: Tensor, shape: Sequence[int], stride: Size3 = (1, 1, 1)) -> Tensor:
+    """Drop the far end of ``(..., D, H, W)`` that padding added; blocks that hold any voxel of the scan stay."""
+    d, h, w = (-(-n // s) for n, s in zip(map(int, shape), stride, strict=True))
+    return volume[..., :d, :h, :w]
+
+
+def to_labels(probabilities: Tensor) -> Tensor:
+    """``(C, D, H, W)`` -> class indices ``(D, H, W)``."""
+    return torch.argmax(probabilities, dim=0)

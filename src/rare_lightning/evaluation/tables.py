@@ -1,0 +1,126 @@
+"""Rows of scores -> cases.csv, summary.json and the table on the terminal."""
+
+import csv
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
+from rare_lightning.metrics import Scores
+
+COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
+
+
+def format_spacing(spacing: Sequence[float]) -> str:
+    """``(1.0, 1.0, 2.5)`` -> ``1x1x2.5``."""
+    return "x".join(f"{round(mm, 3):g}" for mm in spacing)
+
+
+def write_cases(rows: Iterable[Row], path: Path) -> None:
+    """Write ``cases.csv``, one line per row; undefined scores stay empty."""
+    with _replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            scores = ["" if math.isnan(score) else f"{score:.6f}" for score in row.scores]
+            writer.writerow([row.case, row.level, format_spacing(row.spacing_mm), row.truth, row.class_name, *scores])
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean over cases, then over classes, then over levels, for each truth.
+
+    Undefined scores are left out of a mean and counted beside it.
+    """
+    summary: dict[str, Any] = {"cases": len({row.case for row in rows})}
+    for truth in TRUTHS:
+        grouped: dict[int, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row.truth == truth:
+                grouped[row.level][row.class_name].append(row)
+        levels: dict[str, Any] = {}
+        for level, classes in sorted(grouped.items()):
+            by_class = {name: _mean_over_cases(of_class) for name, of_class in classes.items()}
+            mean = {score: mean_defined(entry[score] for entry in by_class.values()) for score in Scores._fields}
+            spacing = format_spacing(next(iter(classes.values()))[0].spacing_mm)
+            levels[str(level)] = {"spacing_mm": spacing, "classes": by_class, "mean": mean}
+        overall = {score: mean_defined(entry["mean"][score] for entry in levels.values()) for score in Scores._fields}
+        summary[truth] = {"levels": levels, "mean": overall}
+    return summary
+
+
+def write_summary(summary: dict[str, Any], path: Path) -> None:
+    """Write ``summary.json``; undefined scores become null."""
+    with _replacing(path) as part:
+        part.write_text(json.dumps(_without_nan(summary), indent=2) + "\n", encoding="utf-8")
+
+
+def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
+    """Levels down, classes and scores across."""
+    against = "label on the level grid" if truth == "level" else "full-resolution label"
+    table = Table(title=f"{truth} truth ({against}), {summary['cases']} cases")
+    levels = summary[truth]["levels"]
+    class_names = list(next(iter(levels.values()))["classes"])
+    table.add_column("level", justify="right")
+    table.add_column("spacing (mm)", justify="right")
+    for heading in [*(f"Dice {name}" for name in class_names), "Dice", "HD95 (mm)", "NSD", "volume diff."]:
+        table.add_column(heading, justify="right")
+    for level, entry in levels.items():
+        dice = [f"{entry['classes'][name]['dice']:.3f}" for name in class_names]
+        table.add_row(level, entry["spacing_mm"], *dice, *_formatted(entry["mean"]))
+    table.add_section()
+    table.add_row("mean", "", *[""] * len(class_names), *_formatted(summary[truth]["mean"]))
+    return table
+
+
+def mean_defined(values: Iterable[float]) -> float:
+    """Mean of the numbers that are not NaN; NaN if there are none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return fmean(defined) if defined else math.nan
+
+
+def _mean_over_cases(rows: Sequence[Row]) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    for index, score in enumerate(Scores._fields):
+        values = [row.scores[index] for row in rows]
+        entry[score] = mean_defined(values)
+        entry[f"{score}_undefined"] = sum(map(math.isnan, values))
+    return entry
+
+
+def _formatted(scores: dict[str, float]) -> list[str]:
+    return [
+        f"{scores['dice']:.3f}",
+        f"{scores['hd95_mm']:.2f}",
+        f"{scores['nsd']:.3f}",
+        f"{scores['volume_diff']:+.3f}",
+    ]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class _replacing:
+    """Context: a scratch name beside ``path`` that becomes ``path`` if all went well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f".{path.name}.part")
+
+    def __enter__(self) -> Path:
+        return self.part
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.part, self.path)
+        else:
+            self.part.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""Scores of one label map against one truth, per class."""
+
+import math
+from typing import NamedTuple
+
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_dice import compute_surface_dice
+from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """Scores of one class in one case; NaN where undefined.
+
+    Attributes:
+        dice: Overlap in 0..1; undefined if the class is absent from both, 0 if absent from one.
+        hd95_mm: 95th percentile of the symmetric surface distance, in mm; undefined if either is empty.
+        nsd: Normalised surface Dice at the tolerance, in 0..1; undefined and 0 as Dice.
+        volume_diff: (predicted - true) / true volume; undefined if the truth is empty.
+    """
+
+    dice: float
+    hd95_mm: float
+    nsd: float
+    volume_diff: float
+
+
+def score_class(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], tolerance_mm: float) -> Scores:
+    """Score one class.
+
+    Args:
+        prediction: Mask ``(D, H, W)``.
+        truth: Mask ``(D, H, W)``.
+        spacing: Of the grid that both lie on, in mm per axis.
+        tolerance_mm: Surface distance that NSD forgives, in mm.
+    """
+    predicted, true = int(prediction.sum()), int(truth.sum())
+    if predicted == 0 or true == 0:
+        overlap = math.nan if predicted == true else 0.0
+        return Scores(overlap, math.nan, overlap, math.nan if true == 0 else -1.0)
+    dice = 2 * int((prediction & truth).sum()) / (predicted + true)
+    pair = prediction[None, None], truth[None, None]
+    hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+    nsd = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing)
+    return Scores(dice, float(hd95), float(nsd), (predicted - true) / true)

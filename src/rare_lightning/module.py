@@ -1,0 +1,197 @@
+"""LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.segmentation import DiceScore
+
+from rare_lightning.data.datamodule import Batch
+from rare_lightning.evaluation.protocol import (
+    Row,
+    Truth,
+    level_and_base_probabilities,
+    score_level,
+    to_labels,
+    without_padding,
+)
+from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.objectives import MultiResolutionLoss
+
+Scheduler = Literal["constant", "one_cycle", "cosine", "polynomial"]
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """What a test step found for one case at one level; tensors on the CPU, without padding.
+
+    Attributes:
+        level: The level.
+        rows: Scores against both truths.
+        image: ``(D_l, H_l, W_l)``, first channel on the level grid.
+        truth: ``(D, H, W)`` full-resolution label.
+        prediction: ``(D, H, W)`` answer on the base grid.
+    """
+
+    level: int
+    rows: list[Row]
+    image: Tensor
+    truth: Tensor
+    prediction: Tensor
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains a network on level pyramids and evaluates it at every level.
+
+    Args:
+        network: Pyramid of images in, :class:`~rare_lightning.networks.Prediction` out.
+        class_names: Background first.
+        objective: Loss of a prediction.
+        optimizer: Called with the parameters.
+        scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate),
+            ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
+        train_levels: Levels that take part in training; all of the network's if None.
+        nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
+
+    Raises:
+        ValueError: If train_levels names levels that the network does not know.
+    """
+
+    def __init__(
+        self,
+        network: MultiResolutionNetwork,
+        class_names: list[str],
+        objective: MultiResolutionLoss | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: Scheduler = "one_cycle",
+        train_levels: list[int] | None = None,
+        nsd_tolerance_mm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.network = network
+        self.class_names = class_names
+        self.objective = objective or MultiResolutionLoss()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.levels: tuple[int, ...] = network.levels
+        self.train_levels = list(self.levels) if train_levels is None else sorted(train_levels)
+        if not set(self.train_levels) <= set(self.levels) or not self.train_levels:
+            raise ValueError(f"train_levels {self.train_levels} must be some of the network's {list(self.levels)}")
+        self.nsd_tolerance_mm = nsd_tolerance_mm
+        self.train_dice = self._configure_dice()
+        self.val_dice = self._configure_dice()
+
+    def _configure_dice(self) -> nn.ModuleDict:
+        classes = len(self.class_names)
+        return nn.ModuleDict(
+            {
+                # A class absent from truth and prediction is NaN and left out, from one only 0.
+                str(level): DiceScore(classes, include_background=False, average="none", input_format="index")
+                for level in self.levels
+            }
+        )
+
+    def forward(self, images: Pyramid) -> Prediction:
+        """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level."""
+        prediction: Prediction = self.network(images)
+        return prediction
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Objective over the training levels."""
+        prediction, parts = self._predict_and_compare(batch, self.train_levels)
+        size = len(batch["case"])
+        loss = parts.pop("loss")
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log_dict({f"train/{k}": v for k, v in parts.items()}, on_step=False, on_epoch=True, batch_size=size)
+        self._update_dice(self.train_dice, prediction, batch)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log Dice of the epoch's training patches, augmented as they were."""
+        self._log_dice(self.train_dice, "train", self.train_levels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Objective and Dice over all levels."""
+        prediction, parts = self._predict_and_compare(batch, self.levels)
+        size = len(batch["case"])
+        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=size, sync_dist=True)
+        self._update_dice(self.val_dice, prediction, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
+        self._log_dice(self.val_dice, "val", self.levels)
+
+    def test_step(  # type: ignore[override]  # outputs go to callbacks as they are
+        self, batch: Batch, batch_idx: int
+    ) -> list[LevelResult]:
+        """One case alone at each level, as at inference, scored against both truths."""
+        return [self._test_level(batch, level) for level in self.levels]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule stepped after every batch."""
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if self.scheduler == "one_cycle":
+            rates = [group["lr"] for group in optimizer.param_groups]
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=steps)
+        elif self.scheduler == "cosine":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        else:
+            schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _predict_and_compare(self, batch: Batch, levels: Sequence[int]) -> tuple[Prediction, dict[str, Tensor]]:
+        prediction = self({level: batch["image"][level] for level in levels})
+        return prediction, self.objective(prediction, self._targets(batch["label"], levels), self.current_epoch)
+
+    def _targets(self, labels: Pyramid, levels: Sequence[int]) -> Pyramid:
+        """Labels on the grids that the heads answer on."""
+        return {level: labels[0 if self.network.answer_grid == "base" else level] for level in levels}
+
+    def _update_dice(self, metrics: nn.ModuleDict, prediction: Prediction, batch: Batch) -> None:
+        targets = self._targets(batch["label"], list(prediction.logits))
+        for level, logits in prediction.logits.items():
+            metric: Any = metrics[str(level)]
+            metric.update(logits.detach().argmax(dim=1), targets[level].long())
+
+    def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
+        means = []
+        for level in levels:
+            metric: Any = metrics[str(level)]
+            by_class = metric.compute()
+            metric.reset()
+            for name, dice in zip(self.class_names[1:], by_class, strict=True):
+                self.log(f"{stage}/dice/level_{level}/{name}", dice)
+            means.append(by_class.nanmean())
+            self.log(f"{stage}/dice/level_{level}", means[-1], prog_bar=stage == "val")
+        self.log(f"{stage}/dice", torch.stack(means).nanmean(), prog_bar=stage == "val")
+
+    def _test_level(self, batch: Batch, level: int) -> LevelResult:
+        if len(batch["case"]) != 1:
+            raise ValueError(f"a test batch must hold one case, not {len(batch['case'])}")
+        stride = self.network.level_stride(level)
+        shape = batch["shape"][0].tolist()
+        x, y, z = batch["spacing"][0].tolist()
+        logits = self({level: batch["image"][level]}).logits[level]
+        on_level, on_base = level_and_base_probabilities(logits, stride, self.network.answer_grid)
+        predictions: dict[Truth, Tensor] = {
+            "level": without_padding(to_labels(on_level[0]), shape, stride),
+            "fine": without_padding(to_labels(on_base[0]), shape),
+        }
+        truths: dict[Truth, Tensor] = {
+            "level": without_padding(batch["label"][level][0], shape, stride),
+            "fine": without_padding(batch["label"][0][0], shape),
+        }
+        rows = score_level(
+            predictions, truths, batch["case"][0], level, stride, (x, y, z), self.class_names, self.nsd_tolerance_mm
+        )
+        image = without_padding(batch["image"][level][0, 0], shape, stride)
+        return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())

@@ -1,0 +1,63 @@
+"""Level grids: how the voxels of level l lie on those of the base grid.
+
+The voxel centres of level l lie at the centre of the block of base voxels that they replace, so bringing a map
+down is a block average, and bringing it up is interpolation with half-voxel offsets (``align_corners=False``).
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size3 = tuple[int, int, int]
+Pyramid = dict[int, Tensor]
+"""Level -> tensor ``(B, C, D_l, H_l, W_l)``."""
+
+
+def stage_strides(depth: int, strides: Sequence[Sequence[int]] | int = 2) -> list[Size3]:
+    """Strides of the ``depth`` down-samplings of a network, per axis.
+
+    Args:
+        depth: Number of down-samplings.
+        strides: One number for all axes and stages, or ``depth`` triples, for example ``[[2, 2, 1], [2, 2, 2]]`` for
+            a task whose third axis is twice as coarse as the others.
+
+    Raises:
+        ValueError: If there are not ``depth`` triples of positive numbers.
+    """
+    if depth < 1:
+        raise ValueError(f"depth ({depth}) must be >= 1")
+    if isinstance(strides, int):
+        strides = [(strides,) * 3] * depth
+    if len(strides) != depth or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
+        raise ValueError(f"strides must be {depth} triples of numbers >= 1, one per stage of depth {depth}: {strides}")
+    return [(int(x), int(y), int(z)) for x, y, z in strides]
+
+
+def level_stride(strides: Sequence[Size3], level: int) -> Size3:
+    """Voxel size of a level in base voxels, per axis; of the bottleneck for ``level=len(strides)``."""
+    x, y, z = (prod(stride[axis] for stride in strides[:level]) for axis in range(3))
+    return x, y, z
+
+
+def block_average(x: Tensor, stride: Size3) -> Tensor:
+    """Average ``(B, C, D, H, W)`` over blocks: base grid -> level grid of that stride."""
+    return x if stride == (1, 1, 1) else F.avg_pool3d(x, stride)
+
+
+def interpolate(x: Tensor, stride: Size3) -> Tensor:
+    """Trilinear ``(B, C, D, H, W)``: level grid of that stride -> base grid, physically aligned."""
+    if stride == (1, 1, 1):
+        return x
+    # The size, not scale_factor: exact for whole strides, and traceable.
+    size = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
+    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+
+
+def block_repeat(x: Tensor, stride: Size3) -> Tensor:
+    """Nearest-neighbour ``(B, C, D, H, W)``: level grid of that stride -> base grid, exactly."""
+    for axis, factor in enumerate(stride, start=2):
+        x = torch.repeat_interleave(x, factor, dim=axis)
+    return x

@@ -1,0 +1,55 @@
+"""Heads: decoder features of a level -> logits, on the level grid (`PlainHead`) or the base grid (`SubVoxelHead`)."""
+
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rare_lightning.networks.grids import Size3
+
+HeadKind = Literal["plain", "sub_voxel"]
+Grid = Literal["level", "base"]
+
+
+class PlainHead(nn.Conv3d):
+    """The paper's head: a 1x1x1 convolution, ``(B, F, d, h, w) -> (B, C, d, h, w)`` on the level grid."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+
+class SubVoxelHead(nn.Module):
+    """Logits for every base voxel at the cost of the level: convolution and 3D pixel shuffle.
+
+    ``(B, F, d, h, w) -> (B, C, d * sx, h * sy, w * sz)`` for the level's stride ``(sx, sy, sz)``. Weights start
+    repeated over the voxels of a block, so that a fresh head is a plain head followed by nearest-neighbour
+    up-sampling (as ICNR does for super-resolution, https://arxiv.org/abs/1707.02937).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Size3, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        voxels = prod(stride)
+        self.conv = nn.Conv3d(in_channels, out_channels * voxels, kernel_size, padding=kernel_size // 2)
+        with torch.no_grad():
+            for parameter in (self.conv.weight, self.conv.bias):
+                if parameter is not None:
+                    parameter.copy_(parameter[::voxels].repeat_interleave(voxels, dim=0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the level's decoder stage -> logits on the base grid."""
+        x: Tensor = self.conv(features)
+        sx, sy, sz = self.stride
+        b, _, d, h, w = x.shape
+        x = x.view(b, -1, sx, sy, sz, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return x.reshape(b, -1, d * sx, h * sy, w * sz)
+
+
+def make_head(kind: HeadKind, in_channels: int, out_channels: int, stride: Size3, kernel_size: int) -> nn.Module:
+    """Head of the level whose cumulative stride is ``stride``."""
+    if kind == "plain":
+        return PlainHead(in_channels, out_channels)
+    if kind == "sub_voxel":
+        return SubVoxelHead(in_channels, out_channels, stride, kernel_size)
+    raise ValueError(f"head must be plain or sub_voxel: {kind}")

@@ -1,0 +1,87 @@
+"""The multi-resolution consistency objective of RARE-UNet."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rare_lightning.networks import Prediction, Pyramid
+from rare_lightning.objectives.segmentation import DiceCrossEntropy
+
+
+class MultiResolutionLoss(nn.Module):
+    """Weighted segmentation loss of every level, plus feature consistency (https://arxiv.org/abs/2507.15524).
+
+    ``sum_l w_l * (alpha * CE_l + (1 - alpha) * Dice_l) + lambda * mean_l MSE(gateway_l, stop_gradient(encoder_l))``
+
+    Args:
+        alpha: Share of cross-entropy in each level's loss.
+        level_weights: Weights w_l of levels 0..L, normalised to sum to 1 over the levels of a step; equal by default.
+        consistency_weight: lambda after the warm-up.
+        consistency_warmup_epochs: Epochs over which lambda grows linearly from 0.
+
+    Raises:
+        ValueError: If a weight or the number of epochs is negative.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.35,
+        level_weights: Sequence[float] | None = None,
+        consistency_weight: float = 0.1,
+        consistency_warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        if level_weights is not None and (min(level_weights) < 0 or sum(level_weights) == 0):
+            raise ValueError(f"level_weights must be >= 0 and not all 0: {list(level_weights)}")
+        if consistency_weight < 0 or consistency_warmup_epochs < 0:
+            raise ValueError("consistency_weight and consistency_warmup_epochs must be >= 0")
+        self.segmentation = DiceCrossEntropy(alpha)
+        self.level_weights = level_weights
+        self.consistency_weight = consistency_weight
+        self.consistency_warmup_epochs = consistency_warmup_epochs
+
+    def consistency_weight_at(self, epoch: int) -> float:
+        """Lambda in the given epoch, counted from 0."""
+        if epoch >= self.consistency_warmup_epochs:
+            return self.consistency_weight
+        return self.consistency_weight * epoch / self.consistency_warmup_epochs
+
+    def forward(self, prediction: Prediction, targets: Pyramid, epoch: int = 0) -> dict[str, Tensor]:
+        """Every part of the objective by name; ``loss`` is what to minimise.
+
+        Args:
+            prediction: The network's answer.
+            targets: Level -> class indices ``(B, D, H, W)`` on the grid of that level's logits.
+            epoch: For the warm-up.
+
+        Returns:
+            Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice}``, and where there is a teacher
+            ``level_{l}/consistency`` and ``consistency``.
+
+        Raises:
+            ValueError: If level_weights has no entry for a level.
+        """
+        levels = list(prediction.logits)
+        if self.level_weights is not None and max(levels) >= len(self.level_weights):
+            raise ValueError(
+                f"level_weights has {len(self.level_weights)} entries, the network levels up to {max(levels)}"
+            )
+        weights = [1.0 if self.level_weights is None else self.level_weights[level] for level in levels]
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros((), device=prediction.logits[levels[0]].device)
+        for level, weight in zip(levels, weights, strict=True):
+            scores = self.segmentation(prediction.logits[level], targets[level])
+            parts |= {f"level_{level}/{name}": value for name, value in scores.items()}
+            total = total + weight / max(sum(weights), 1e-12) * scores["loss"]
+        if prediction.encoder:
+            # Both in float32: squares of half-precision features overflow.
+            distances = {
+                level: F.mse_loss(prediction.gateway[level].float(), teacher.detach().float())
+                for level, teacher in prediction.encoder.items()
+            }
+            parts |= {f"level_{level}/consistency": distance for level, distance in distances.items()}
+            parts["consistency"] = torch.stack(list(distances.values())).mean()
+            total = total + self.consistency_weight_at(epoch) * parts["consistency"]
+        return {"loss": total, **parts}

@@ -1,0 +1,55 @@
+"""Cross-entropy and soft Dice of one level."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus soft Dice, averaged over the foreground classes that are present in the batch's target.
+
+    A class absent from the target contributes nothing (its false positives are left to cross-entropy). Computed in
+    float32, since sums over a volume overflow float16.
+
+    Args:
+        logits: ``(B, C, D, H, W)``.
+        target: ``(B, D, H, W)`` class indices.
+
+    Returns:
+        A scalar; 0 if no foreground class is present.
+    """
+    probabilities = logits.float().softmax(dim=1)[:, 1:]
+    one_hot = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
+    axes = (0, 2, 3, 4)
+    overlap = (probabilities * one_hot).sum(axes)
+    size = one_hot.sum(axes)
+    present = (size > 0).to(size.dtype)
+    dice = 2 * overlap / (probabilities.sum(axes) + size).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
+
+
+class DiceCrossEntropy(nn.Module):
+    """``alpha`` * cross-entropy + (1 - ``alpha``) * soft Dice loss on foreground classes.
+
+    Args:
+        alpha: Share of cross-entropy in 0..1; the paper's code has 0.35.
+
+    Raises:
+        ValueError: If alpha is outside 0..1.
+    """
+
+    def __init__(self, alpha: float = 0.35) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha ({alpha}) must be between 0 and 1")
+        self.alpha = alpha
+
+    def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Logits ``(B, C, D, H, W)`` and target ``(B, D, H, W)`` -> ``cross_entropy``, ``dice`` and their ``loss``."""
+        cross_entropy = F.cross_entropy(logits.float(), target.long())
+        dice = soft_dice_loss(logits, target)
+        return {
+            "loss": self.alpha * cross_entropy + (1 - self.alpha) * dice,
+            "cross_entropy": cross_entropy,
+            "dice": dice,
+        }

@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests: a tiny phantom task, and a cache of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from rare_lightning.data import make_phantom
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "rare_lightning"
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tasks") / "phantom"
+    make_phantom(str(root), cases=6, unlabelled=1, size=[24, 28, 24])
+    return root
