@@ -81,8 +81,9 @@ def make_pyramid(
     images, labels = {}, {}
     for level, stride in enumerate(strides):
         down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
-        images[level] = down.image.data
-        labels[level] = down.label.data[0]
+        # Some transforms change the type of a label map, and only when they are drawn.
+        images[level] = down.image.data.float()
+        labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 
 
