@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import os
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from rare_lightning.callbacks import TestReport
 from rare_lightning.data import DecathlonDataModule, make_phantom
@@ -74,6 +75,15 @@ class RareCLI(LightningCLI):
         parser.link_arguments("data.root", network + "out_channels", compute_fn=_count_classes)
         parser.link_arguments("data.root", "model.class_names", compute_fn=_class_names)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words given to :func:`main`."""
+        if not isinstance(args, list):
+            raise TypeError(f"args must be a list of words: {args!r}")
+        self.config = parser.parse_args(_with_settings_of_checkpoint(args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would let a checkpoint's settings overrule those of the command line."""
+
     def before_instantiate_classes(self) -> None:
         """Give the run its folder."""
         config = self.config[self.subcommand]
@@ -133,14 +143,12 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command line arguments; those of the process if None.
     """
     words = sys.argv[1:] if args is None else list(args)
-    # CPU runs report the operations they lack fast kernels for; that is of no use to users.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    _silence_noise()
     try:
         for name, tool in TOOLS.items():
             if tuple(words[: len(name)]) == name:
                 _run_tool(name, tool, words[len(name) :])
                 return 0
-        sys.argv[1:] = []  # LightningCLI warns if it is given arguments beside the process's own
         RareCLI(
             SegmentationModule,
             DecathlonDataModule,
@@ -152,12 +160,23 @@ def main(args: Sequence[str] | None = None) -> int:
                 "description": "Resolution-aware 3D medical image segmentation.",
                 "epilog": "Tools: rare data check ROOT | rare phantom ROOT",
             },
-            args=_with_settings_of_checkpoint(words),
+            args=words,
         )
     except UserError as error:
         print(f"rare: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _silence_noise() -> None:
+    """Messages of libraries about themselves, which users can do nothing about."""
+    # Lightning and TorchIO call deprecated functions of torch, jsonargparse and one another.
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    # One loader process is enough here: cases are cached.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
 def _with_settings_of_checkpoint(words: list[str]) -> list[str]:

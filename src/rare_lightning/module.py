@@ -10,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore
 
+from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.protocol import (
     Row,
@@ -73,6 +74,7 @@ class SegmentationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        keep_plain_hyperparameters(self)
         self.network = network
         self.class_names = class_names
         self.objective = objective or MultiResolutionLoss()
@@ -171,7 +173,7 @@ class SegmentationModule(L.LightningModule):
             for name, dice in zip(self.class_names[1:], by_class, strict=True):
                 self.log(f"{stage}/dice/level_{level}/{name}", dice)
             means.append(by_class.nanmean())
-            self.log(f"{stage}/dice/level_{level}", means[-1], prog_bar=stage == "val")
+            self.log(f"{stage}/dice/level_{level}", means[-1])
         self.log(f"{stage}/dice", torch.stack(means).nanmean(), prog_bar=stage == "val")
 
     def _test_level(self, batch: Batch, level: int) -> LevelResult:

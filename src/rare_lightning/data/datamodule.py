@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
 from rare_lightning.data.integrity import find_problems, raise_problems
@@ -77,6 +78,7 @@ class DecathlonDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        keep_plain_hyperparameters(self)
         self.root = root
         stages = stage_strides(depth, strides)
         self.strides = [level_stride(stages, level) for level in range(levels + 1)]

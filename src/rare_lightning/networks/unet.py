@@ -41,6 +41,8 @@ class UNet(RAREUNet):
         super().__init__(
             in_channels, out_channels, features, depth, 0, strides, normalization, activation, dropout, head="plain"
         )
+        # Kept so that a checkpoint can say how to build this object again.
+        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.levels = tuple(range(levels + 1))
         self.answer_grid = "base"
 

@@ -33,6 +33,8 @@ class MultiResolutionLoss(nn.Module):
         consistency_warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
+        # Kept so that a checkpoint can say how to build this object again.
+        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if level_weights is not None and (min(level_weights) < 0 or sum(level_weights) == 0):
             raise ValueError(f"level_weights must be >= 0 and not all 0: {list(level_weights)}")
         if consistency_weight < 0 or consistency_warmup_epochs < 0:

@@ -1,0 +1,47 @@
+"""What a checkpoint keeps of how its objects were made: class paths and arguments, never pickled objects."""
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.core.mixins import HyperparametersMixin
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+def keep_plain_hyperparameters(component: HyperparametersMixin) -> None:
+    """Make saved hyper-parameters readable by ``torch.load(weights_only=True)`` and enough to build the object again.
+
+    LightningCLI gives them as class paths and arguments already. Objects that were built in Python are brought to the
+    same form; those that do not tell their ``init_args`` are left out, so that the constructor's default or a keyword of
+    ``load_from_checkpoint`` stands in.
+    """
+    if "_instantiator" in component.hparams:
+        return
+    described = {name: _describe(value) for name, value in component.hparams.items()}
+    for name, value in described.items():
+        if value is NotImplemented:
+            del component.hparams[name]
+        else:
+            component.hparams[name] = value
+    component.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+
+
+def _describe(value: Any) -> Any:
+    """Plain form of a value; NotImplemented if it has none."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_describe(item) for item in value]
+        return NotImplemented if any(item is NotImplemented for item in items) else items
+    if isinstance(value, type):
+        return {"class_path": _path(value)}
+    if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
+        return {"class_path": _path(value.func), "init_args": {k: _describe(v) for k, v in value.keywords.items()}}
+    init_args = getattr(value, "init_args", None)
+    if isinstance(init_args, dict):
+        return {"class_path": _path(type(value)), "init_args": {k: _describe(v) for k, v in init_args.items()}}
+    return NotImplemented
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
