@@ -1,6 +1,6 @@
 """Resolution-aware 3D medical image segmentation with PyTorch Lightning."""
 
-from rare_lightning.callbacks import TestReport
+from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.data import DecathlonDataModule, make_phantom
 from rare_lightning.module import SegmentationModule
 from rare_lightning.networks import RAREUNet, UNet
@@ -14,6 +14,7 @@ __all__ = [
     "RAREUNet",
     "SegmentationModule",
     "TestReport",
+    "TrainingRecord",
     "UNet",
     "make_phantom",
 ]

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from rare_lightning.callbacks import TestReport
+from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.data import DecathlonDataModule, make_phantom
 from rare_lightning.data.integrity import find_problems, raise_problems
 from rare_lightning.data.task import read_task
@@ -102,7 +102,7 @@ class RareCLI(LightningCLI):
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
         _log_into(config.trainer, folder, str(self.subcommand))
-        self.trainer_defaults["callbacks"] = [TestReport(folder / "test")]
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord()]
 
     def after_fit(self) -> None:
         """Say where everything is."""

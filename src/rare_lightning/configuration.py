@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -12,8 +12,8 @@ def keep_plain_hyperparameters(component: HyperparametersMixin) -> None:
     """Make saved hyper-parameters readable by ``torch.load(weights_only=True)`` and enough to build the object again.
 
     LightningCLI gives them as class paths and arguments already. Objects that were built in Python are brought to the
-    same form; those that do not tell their ``init_args`` are left out, so that the constructor's default or a keyword of
-    ``load_from_checkpoint`` stands in.
+    same form; those that do not tell their ``init_args`` are left out, so that the constructor's default or a keyword
+    of ``load_from_checkpoint`` stands in.
     """
     if "_instantiator" in component.hparams:
         return

@@ -1,5 +1,6 @@
-"""Callbacks: what happens beside training and testing."""
+"""What happens beside training and testing."""
 
 from rare_lightning.callbacks.test_report import TestReport
+from rare_lightning.callbacks.training_record import TrainingRecord
 
-__all__ = ["TestReport"]
+__all__ = ["TestReport", "TrainingRecord"]

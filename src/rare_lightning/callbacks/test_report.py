@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.tables import (
+    describe_summary,
     format_spacing,
     mean_defined,
     summarize,
@@ -21,6 +23,7 @@ from rare_lightning.evaluation.tables import (
     write_summary,
 )
 from rare_lightning.module import LevelResult, SegmentationModule
+from rare_lightning.provenance import describe_process
 
 
 class TestReport(L.Callback):
@@ -65,7 +68,12 @@ class TestReport(L.Callback):
         unique = {(r.case, r.level, r.truth, r.class_name): r for rows, _ in gathered for r in rows}
         rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
         slices = {case: pieces for _, part in gathered for case, pieces in part.items()}
-        summary = {"nsd_tolerance_mm": pl_module.nsd_tolerance_mm, **summarize(rows)}
+        summary = {
+            "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
+            **summarize(rows),
+            "test": describe_process(),
+            "training": _training_record(trainer),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_cases(rows, self.folder / "cases.csv")
         write_summary(summary, self.folder / "summary.json")
@@ -74,10 +82,17 @@ class TestReport(L.Callback):
         console = Console()
         for truth in TRUTHS:
             console.print(terminal_table(summary, truth))
+        console.print(describe_summary(summary), highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a report is of one test."""
         return {}
+
+
+def _training_record(trainer: L.Trainer) -> dict[str, Any] | None:
+    """How the tested network was trained, if its checkpoint tells."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
+    return next((callback.record or None for callback in callbacks if isinstance(callback, TrainingRecord)), None)
 
 
 def _gather(mine: Any) -> list[Any]:

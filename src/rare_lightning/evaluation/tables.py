@@ -79,6 +79,17 @@ def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
     return table
 
 
+def describe_summary(summary: dict[str, Any]) -> str:
+    """One line under a table: what was measured, and how the network came about."""
+    test, training = summary["test"], summary["training"] or {}
+    words = [f"{summary['cases']} cases", f"NSD tolerance {summary['nsd_tolerance_mm']:g} mm"]
+    if "minutes" in training:
+        words.append(f"trained for {training['epochs']} epochs, {training['minutes']:.1f} min")
+    return ", ".join(
+        [*words, f"seed {training.get('seed')}", f"commit {training.get('commit') or 'unknown'}", test["hardware"]]
+    )
+
+
 def mean_defined(values: Iterable[float]) -> float:
     """Mean of the numbers that are not NaN; NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]

@@ -1,0 +1,49 @@
+"""What a figure must name beside it: command, commit, versions, hardware, seed."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai")
+
+
+def describe_process() -> dict[str, Any]:
+    """Command, seed, commit, versions and hardware of this process; plain values."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": _hardware(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that runs, ``-modified`` if files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    try:
+        ran = subprocess.run([*command, "--dirty=-modified"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ran.stdout.strip()
+
+
+def _hardware() -> str:
+    processors = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return "; ".join([processors, *gpus])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
