@@ -1,8 +1,10 @@
 """Checks of every case before training, so that all problems are seen at once and early."""
 
+import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 import torchio as tio
@@ -26,14 +28,14 @@ def find_problems(case: Case, task: Task) -> list[str]:
         try:
             image = kind(path)
             image.load()
-            loaded.append(image)
+            loaded.append((image, _voxels(path, image)))
         # Readers raise whatever they like on broken bytes; each becomes a line of the report.
         except Exception as error:
             reason = "file not found" if not Path(path).is_file() else f"cannot be read ({_first_line(error)})"
             problems.append(f"{case.case_id}: {path}: {reason}")
     if problems:
         return problems
-    image, label = loaded
+    (image, data), (label, _) = loaded
 
     if image.spatial_shape != label.spatial_shape:
         problems.append(
@@ -53,11 +55,11 @@ def find_problems(case: Case, task: Task) -> list[str]:
             f"{case.image}: {image.num_channels} channels, dataset.json lists {len(task.channels)} "
             f"({', '.join(task.channels)})"
         )
-    data = image.data.float()
-    if not torch.isfinite(data).all():
-        problems.append(f"{case.image}: {int((~torch.isfinite(data)).sum())} voxels are NaN or infinite")
+    finite = np.isfinite(data)
+    if not finite.all():
+        problems.append(f"{case.image}: {int((~finite).sum())} voxels are NaN or infinite")
     else:
-        constant = [index for index, channel in enumerate(data) if channel.min() == channel.max()]
+        constant = [index for index, channel in enumerate(image.data) if channel.min() == channel.max()]
         if constant:
             problems.append(f"{case.image}: channel {', '.join(map(str, constant))} is constant")
 
@@ -84,6 +86,20 @@ def raise_problems(problems: Iterable[str], root: Path | str) -> None:
         raise UserError(
             f"{root}: {len(lines)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
         )
+
+
+def _voxels(path: Path, image: tio.Image) -> np.ndarray:
+    """Voxels as they are in the file, in any order of axes.
+
+    ITK, with which TorchIO reads, fills up a truncated NIfTI file with zeros and takes NaN for 0, without a word.
+    """
+    if path.suffix == ".gz":
+        with gzip.open(path) as stream:
+            while stream.read(1 << 24):  # to the very end, where the checksum is
+                pass
+    if path.name.endswith((".nii", ".nii.gz")):
+        return nib.load(path, mmap=False).get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
+    return image.numpy()  # type: ignore[no-any-return]
 
 
 def _first_line(error: Exception) -> str:
