@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -104,11 +104,23 @@ class RareCLI(LightningCLI):
         _log_into(config.trainer, folder, str(self.subcommand))
         self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord()]
 
+    def instantiate_classes(self) -> None:
+        """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
     def after_fit(self) -> None:
         """Say where everything is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if self.trainer.is_global_zero:
             print(f"Run folder: {self.trainer.default_root_dir}\nNext: rare test --ckpt_path {best}")
+
+    def after_validate(self) -> None:
+        """Say where the metrics are."""
+        if self.trainer.is_global_zero:
+            print(f"Validation metrics logged under {self.trainer.default_root_dir}/logs")
 
     def after_test(self) -> None:
         """Say where the report is."""
@@ -133,7 +145,26 @@ def check_data(root: str) -> None:
     print(f"{root}: {len(task.cases)} cases, no problems")
 
 
-TOOLS: dict[tuple[str, ...], Callable[..., None]] = {("data", "check"): check_data, ("phantom",): make_phantom}
+TOOLS: dict[str, Callable[..., None]] = {"data check": check_data, "phantom": make_phantom}
+
+COMMANDS = {
+    "fit": "Train a network: rare fit --config configs/hippocampus.yaml --data.root ROOT",
+    "validate": "Score a checkpoint on its validation cases: rare validate --ckpt_path CHECKPOINT",
+    "test": "Score a checkpoint on its test cases and write the report: rare test --ckpt_path CHECKPOINT",
+    "data check": "List every problem of a Decathlon task: rare data check ROOT",
+    "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
+}
+
+OVERVIEW = """usage: rare COMMAND ...
+
+Resolution-aware 3D medical image segmentation.
+
+commands:
+{}
+
+rare COMMAND --help lists the options of a command.""".format(
+    "\n".join(f"  {name:<12}{purpose}" for name, purpose in COMMANDS.items())
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -143,29 +174,54 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command line arguments; those of the process if None.
     """
     words = sys.argv[1:] if args is None else list(args)
+    if not words or words[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0 if words else 2
     _silence_noise()
     try:
-        for name, tool in TOOLS.items():
-            if tuple(words[: len(name)]) == name:
-                _run_tool(name, tool, words[len(name) :])
-                return 0
-        RareCLI(
-            SegmentationModule,
-            DecathlonDataModule,
-            save_config_callback=RunRecord,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": "Resolution-aware 3D medical image segmentation.",
-                "epilog": "Tools: rare data check ROOT | rare phantom ROOT",
-            },
-            args=words,
-        )
+        _run(words)
     except UserError as error:
         print(f"rare: error: {error}", file=sys.stderr)
         return 1
+    except ArgumentError as error:
+        return _report_wrong_words(words, error)
     return 0
+
+
+def _report_wrong_words(words: list[str], error: ArgumentError) -> int:
+    """One line, where argparse prints pages of options. Returns the exit code."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):  # met while a setting was derived from another
+        cause = cause.__cause__ or cause.__context__
+    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), "COMMAND")
+    message = cause or f"{' '.join(str(error).split())} (options: rare {command} --help)"
+    print(f"rare: error: {message}", file=sys.stderr)
+    return 1 if cause else 2
+
+
+def _run(words: list[str]) -> None:
+    for name, tool in TOOLS.items():
+        length = len(name.split())
+        if words[:length] == name.split():
+            parser = ArgumentParser(prog=f"rare {name}", description=COMMANDS[name], exit_on_error=False)
+            parser.add_function_arguments(tool, as_positional=True)
+            tool(**parser.parse_args(words[length:]).as_dict())
+            return
+    if words[0] not in COMMANDS:
+        raise UserError(f"there is no command {words[0]!r}. Commands: {', '.join(COMMANDS)}")
+    RareCLI(
+        SegmentationModule,
+        DecathlonDataModule,
+        save_config_callback=RunRecord,
+        save_config_kwargs={"save_to_log_dir": False},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={
+            "exit_on_error": False,
+            **{name: {"description": COMMANDS[name], "exit_on_error": False} for name in RareCLI.subcommands()},
+        },
+        args=words,
+    )
 
 
 def _silence_noise() -> None:
@@ -173,8 +229,16 @@ def _silence_noise() -> None:
     # Lightning and TorchIO call deprecated functions of torch, jsonargparse and one another.
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
-    # One loader process is enough here: cases are cached.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    for message in (
+        # One loader process is enough here: cases are cached.
+        ".*does not have many workers",
+        # A callback that only training needs, such as early stopping, is not missed in a test.
+        ".*callbacks used to create the checkpoint need to be provided",
+        # Run folders may be moved, and gone on with: a folder that another run uses was refused before.
+        "The dirpath has changed from",
+        "Checkpoint directory .* exists and is not empty",
+    ):
+        warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
@@ -202,12 +266,6 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
-
-
-def _run_tool(name: tuple[str, ...], tool: Callable[..., None], words: Sequence[str]) -> None:
-    parser = ArgumentParser(prog=" ".join(("rare", *name)), description=(tool.__doc__ or "").splitlines()[0])
-    parser.add_function_arguments(tool, as_positional=True)
-    tool(**parser.parse_args(list(words)).as_dict())
 
 
 def _run_folder(requested: str | None, checkpoint: str | None) -> Path:

@@ -1,5 +1,6 @@
 """LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,7 +74,10 @@ class SegmentationModule(L.LightningModule):
         nsd_tolerance_mm: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        with warnings.catch_warnings():
+            # Kept is a description of the network, not the module that Lightning warns of.
+            warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False)
         keep_plain_hyperparameters(self)
         self.network = network
         self.class_names = class_names
@@ -149,6 +153,12 @@ class SegmentationModule(L.LightningModule):
         else:
             schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on to another ``max_epochs`` follows the schedule of its new length from where it stands."""
+        for state in checkpoint.get("lr_schedulers", []):
+            for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
+                state.pop(length, None)
 
     def _predict_and_compare(self, batch: Batch, levels: Sequence[int]) -> tuple[Prediction, dict[str, Tensor]]:
         prediction = self({level: batch["image"][level] for level in levels})

@@ -67,10 +67,9 @@ def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
     table = Table(title=f"{truth} truth ({against}), {summary['cases']} cases")
     levels = summary[truth]["levels"]
     class_names = list(next(iter(levels.values()))["classes"])
-    table.add_column("level", justify="right")
-    table.add_column("spacing (mm)", justify="right")
-    for heading in [*(f"Dice {name}" for name in class_names), "Dice", "HD95 (mm)", "NSD", "volume diff."]:
-        table.add_column(heading, justify="right")
+    scores = ["Dice mean", "HD95 mm", "NSD", "volume diff."]
+    for heading in ["level", "spacing mm", *(f"Dice {name}" for name in class_names), *scores]:
+        table.add_column(heading, justify="right", overflow="fold")  # a shortened name would not tell which class
     for level, entry in levels.items():
         dice = [f"{entry['classes'][name]['dice']:.3f}" for name in class_names]
         table.add_row(level, entry["spacing_mm"], *dice, *_formatted(entry["mean"]))
