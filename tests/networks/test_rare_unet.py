@@ -133,3 +133,14 @@ def test_channels_last_and_autocast_agree_with_plain_float32():
     for level, logits in plain.items():
         torch.testing.assert_close(last[level], logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(half[level].float(), logits, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about its own parts
+def test_compiled_agrees_with_eager():
+    network = RAREUNet(2, 3, 4).eval()
+    images = pyramid(network)
+    compiled = torch.compile(network)(images)
+    plain = network(images)
+    for level, logits in plain.logits.items():
+        torch.testing.assert_close(compiled.logits[level], logits, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,30 @@
+import time
+
+import lightning as L
+
+from rare_lightning import TrainingRecord
+
+
+class FakeTrainer:
+    current_epoch = 4
+
+
+def test_minutes_add_up_over_resumed_runs(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    first = TrainingRecord()
+    first.on_fit_start(FakeTrainer(), L.LightningModule())
+    first.on_train_epoch_start(FakeTrainer(), L.LightningModule())
+    clock[0] += 120
+    saved = first.state_dict()
+    assert (saved["epochs"], saved["minutes"]) == (5, 2.0)
+    second = TrainingRecord()
+    second.load_state_dict(saved)
+    assert second.state_dict() == saved
+    second.on_fit_start(FakeTrainer(), L.LightningModule())
+    clock[0] += 60
+    assert second.state_dict()["minutes"] == 3.0
+
+
+def test_without_training_there_is_nothing_to_tell():
+    assert TrainingRecord().state_dict() == {}

@@ -1,0 +1,172 @@
+import shutil
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+
+from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.cache import find_cached
+from rare_lightning.errors import UserError
+
+
+def make(root, **settings):
+    return DecathlonDataModule(**{"root": str(root), "folds": 2, "num_workers": 0, **settings})
+
+
+@pytest.fixture
+def broken(phantom, tmp_path):
+    """A copy with one image missing and one label truncated."""
+    root = shutil.copytree(phantom, tmp_path / "task")
+    (root / "imagesTr" / "hippocampus_002.nii.gz").unlink()
+    label = root / "labelsTr" / "hippocampus_005.nii.gz"
+    label.write_bytes(label.read_bytes()[:80])
+    return root
+
+
+def test_loaders_give_pyramids_of_their_role(phantom):
+    data = make(phantom, patch_size=[16, 32, 16], patches_per_case=3)
+    data.prepare_data()
+    for role, loader in (
+        ("train", data.train_dataloader()),
+        ("val", data.val_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
+        batches = list(loader)
+        assert set(chain.from_iterable(batch["case"] for batch in batches)) == set(getattr(data.split, role))
+    batch = next(iter(data.train_dataloader()))
+    assert [tuple(image.shape) for image in batch["image"].values()] == [
+        (2, 1, 16, 32, 16), (2, 1, 8, 16, 8), (2, 1, 4, 8, 4), (2, 1, 2, 4, 2),
+    ]  # fmt: skip
+    assert batch["label"][3].shape == (2, 2, 4, 2)
+
+
+def test_without_a_patch_size_every_training_case_fits_whole(phantom):
+    data = make(phantom)
+    data.prepare_data()
+    batch = next(iter(data.train_dataloader()))
+    extent = batch["image"][0].shape[2:]
+    shapes = [find_cached(c, data.preprocessing, data.cache_dir).shape for c in data.task.cases]
+    assert all(n % 16 == 0 for n in extent)
+    largest = np.max([s for s, c in zip(shapes, data.task.cases, strict=True) if c.case_id in data.split.train], axis=0)
+    assert all(0 <= e - n < 16 for e, n in zip(extent, largest, strict=True))
+
+
+def test_base_spacing_is_the_median_of_the_training_cases(phantom):
+    assert make(phantom).preprocessing.spacing == pytest.approx((1, 1, 1))
+    data = make(phantom, spacing=[2.0, 2.0, 1.5])
+    data.prepare_data()
+    assert next(iter(data.test_dataloader()))["spacing"][0].tolist() == pytest.approx([2, 2, 1.5])
+
+
+def test_workers_draw_different_patches(phantom):
+    torch.manual_seed(0)
+    data = make(phantom, num_workers=2, patch_size=[16, 16, 16], batch_size=1, test_fraction=0, folds=6)
+    data.prepare_data()
+    first = [batch["image"][0] for batch in data.train_dataloader()]
+    second = [batch["image"][0] for batch in data.train_dataloader()]
+    assert not any(torch.equal(a, b) for a in first for b in second)
+
+
+def test_per_axis_strides_shape_the_pyramid(phantom):
+    data = make(phantom, levels=2, depth=3, strides=[[2, 2, 1], [2, 2, 2], [2, 2, 2]])
+    data.prepare_data()
+    images = next(iter(data.val_dataloader()))["image"]
+    d, h, w = images[0].shape[2:]
+    assert images[1].shape[2:] == (d // 2, h // 2, w)
+    assert images[2].shape[2:] == (d // 4, h // 4, w // 2)
+
+
+def test_all_problems_are_listed_before_anything_is_written(broken, cache_dir, tmp_path):
+    data = make(broken, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"1 problem\(s\).*\n.*hippocampus_002: .*: file not found"):
+        data.prepare_data()
+    shutil.copy(broken / "imagesTr" / "hippocampus_001.nii.gz", broken / "imagesTr" / "hippocampus_002.nii.gz")
+    with pytest.raises(UserError, match=r"hippocampus_002: .*differs(.|\n)*hippocampus_005: .*cannot be read"):
+        data.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_broken_header_does_not_hide_other_problems(phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    for name in (
+        "imagesTr/hippocampus_001.nii.gz",
+        "imagesTr/hippocampus_002.nii.gz",
+        "imagesTr/hippocampus_003.nii.gz",
+    ):
+        (root / name).write_bytes(b"no")
+    with pytest.raises(UserError, match=r"3 problem\(s\)"):
+        make(root).prepare_data()
+
+
+def test_an_emptied_cache_is_filled_again(phantom, tmp_path):
+    data = make(phantom, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    shutil.rmtree(tmp_path / "cache")
+    assert len(data.val_dataloader()) == len(data.split.val)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": [16, 16]}, "three multiples of"),
+        ({"patch_size": [16, 16, 24]}, r"three multiples of \[16, 16, 16\]"),
+        ({"spacing": [1.0, 1.0]}, "three positive numbers"),
+        ({"spacing": [1.0, 1.0, 0.0]}, "three positive numbers"),
+        ({"batch_size": 9}, r"data.batch_size \(9\) is larger than an epoch"),
+        ({"root": "/nowhere"}, "dataset.json: not found"),
+    ],
+)
+def test_impossible_settings_are_refused(phantom, settings, message):
+    with pytest.raises(UserError, match=message):
+        data = make(phantom, **settings) if "root" not in settings else make(settings["root"])
+        data.prepare_data()
+        data.train_dataloader()
+
+
+def test_a_split_without_test_cases_cannot_be_tested(phantom):
+    data = make(phantom, test_fraction=0)
+    data.prepare_data()
+    with pytest.raises(UserError, match="holds out no test cases"):
+        data.test_dataloader()
+
+
+def test_a_checkpoint_brings_its_split_and_preprocessing(phantom):
+    trained = make(phantom, seed=1, spacing=[1.5, 1.5, 1.5], normalize="percentile")
+    other = make(phantom, seed=2)
+    assert other.split != trained.split
+    other.load_state_dict(trained.state_dict())
+    assert other.split == trained.split
+    assert other.preprocessing == trained.preprocessing
+
+
+def test_a_checkpoint_is_never_tested_on_cases_it_was_trained_on(phantom, tmp_path):
+    state = make(phantom).state_dict()
+    state["split"]["train"].append("somebody_else")
+    state["split"]["train"] += state["split"]["test"]
+    with pytest.raises(UserError, match="trained or validated on some of these"):
+        make(phantom, seed=3).load_state_dict(state)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(phantom):
+    state = {**make(phantom).state_dict(), "classes": ["background", "liver"]}
+    with pytest.raises(UserError, match="liver"):
+        make(phantom).load_state_dict(state)
+
+
+def test_a_checkpoint_can_be_tested_on_a_new_site(phantom):
+    state = make(phantom).state_dict()
+    state["split"] = {role: [f"elsewhere_{case}" for case in ids] for role, ids in state["split"].items()}
+    data = make(phantom)
+    here = data.split
+    data.load_state_dict(state)
+    assert data.split == here
+
+
+def test_augmentation_applies_to_training_alone(phantom):
+    blank = tio.Lambda(torch.zeros_like, types_to_apply=[tio.INTENSITY])
+    data = make(phantom, augmentation=[blank])
+    data.prepare_data()
+    assert not next(iter(data.train_dataloader()))["image"][0].any()
+    assert next(iter(data.val_dataloader()))["image"][0].any()

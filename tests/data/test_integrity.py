@@ -1,0 +1,106 @@
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
+
+
+@pytest.fixture
+def task(phantom, tmp_path):
+    shutil.copytree(phantom, tmp_path / "task")
+    return read_task(tmp_path / "task")
+
+
+def edit(path, change):
+    """Rewrite a file with its array changed, on the same grid."""
+    image = sitk.ReadImage(path)
+    edited = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
+    if edited.GetSize() == image.GetSize():
+        edited.CopyInformation(image)
+    sitk.WriteImage(edited, path)
+
+
+def set_header(path, **values):
+    image = sitk.ReadImage(path)
+    for name, value in values.items():
+        getattr(image, f"Set{name}")(value)
+    sitk.WriteImage(image, path)
+
+
+def with_nan(array):
+    array = array.astype(np.float32)
+    array[3, 3, 3:5] = np.nan, np.inf
+    return array
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def corrupt(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[70:72] = b"\xff\xff"  # the data type
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+BREAKAGES = {
+    "missing image": (lambda c: c.image.unlink(), "imagesTr.*: file not found"),
+    "missing label": (lambda c: c.label.unlink(), "labelsTr.*: file not found"),
+    "truncated gzip": (lambda c: truncate(c.image), "imagesTr.*cannot be read"),
+    "not gzip": (lambda c: c.label.write_bytes(b"<html>"), "labelsTr.*cannot be read"),
+    "broken header": (lambda c: corrupt(c.image), "imagesTr.*cannot be read"),
+    "shape": (lambda c: edit(c.label, lambda a: a[1:]), "image shape .* differs from label shape"),
+    "spacing": (lambda c: set_header(c.label, Spacing=(1, 1, 1.01)), "image spacing .* differs from label spacing"),
+    "origin": (lambda c: set_header(c.label, Origin=(500, 0, 0)), "different places"),
+    "direction": (lambda c: set_header(c.label, Direction=(0, 1, 0, 0, 0, 1, 1, 0, 0)), "different places"),
+    "NaN and infinity": (lambda c: edit(c.image, with_nan), "2 voxels are NaN or infinite"),
+    "constant": (lambda c: edit(c.image, np.ones_like), "channel 0 is constant"),
+    "channels": (
+        lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.image)] * 2), c.image),
+        r"2 channels, dataset.json lists 1 \(MRI\)",
+    ),
+    "label values": (lambda c: edit(c.label, lambda a: a * 7), r"label values \[7, 14\] are not in .* \(0\.\.2\)"),
+    "label channels": (
+        lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.label)] * 3), c.label),
+        "3 channels, a label map has 1",
+    ),
+    "a single slice": (
+        lambda c: [edit(path, lambda a: a[:1]) for path in (c.image, c.label)],
+        "is not a 3D volume",
+    ),
+}
+
+
+def test_good_cases_have_no_problems(task):
+    assert [find_problems(case, task) for case in task.cases] == [[]] * 6
+
+
+@pytest.mark.parametrize("kind", BREAKAGES)
+@pytest.mark.filterwarnings("ignore:Using TorchIO images without a torchio.SubjectsLoader")
+def test_each_kind_of_problem_is_found(task, kind):
+    case = task.cases[0]
+    breakage, message = BREAKAGES[kind]
+    breakage(case)
+    problems = find_problems(case, task)
+    assert problems, kind
+    assert all(problem.startswith(f"{case.case_id}: ") and "\n" not in problem for problem in problems)
+    with pytest.raises(UserError, match=message):
+        raise_problems(problems, "task")
+
+
+def test_all_problems_of_all_cases_are_listed_at_once(task):
+    edit(task.cases[0].image, np.ones_like)
+    edit(task.cases[0].label, lambda a: a * 7)
+    task.cases[3].image.unlink()
+    with pytest.raises(UserError, match=r"3 problem\(s\)") as raised:
+        raise_problems((p for case in task.cases for p in find_problems(case, task)), "task")
+    assert [line.split(":")[0].strip() for line in str(raised.value).splitlines()[1:]] == [
+        "hippocampus_001",
+        "hippocampus_001",
+        "hippocampus_004",
+    ]

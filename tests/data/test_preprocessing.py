@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from rare_lightning.data.preprocessing import Preprocessing, canonical_spacing, median_spacing
+from rare_lightning.data.task import Case
+from rare_lightning.errors import UserError
+
+OBLIQUE = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
+FLIPPED = (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)
+PERMUTED = (0, 0, 1.0, 1.0, 0, 0, 0, 1.0, 0)
+
+
+def write_case(folder, array, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), spacing=(1, 1, 1), name="a"):
+    """An image and a label of the voxels above 50, from an array in (x, y, z) order."""
+    paths = []
+    for kind, data in (("image", array), ("label", (array > 50).astype(np.uint8))):
+        image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
+        image.SetSpacing(spacing)
+        image.SetDirection(direction)
+        image.SetOrigin((10, -20, 30))
+        paths.append(folder / f"{name}_{kind}.nii.gz")
+        sitk.WriteImage(image, paths[-1])
+    return Case(name, *paths)
+
+
+@pytest.fixture
+def blob():
+    array = np.random.default_rng(0).uniform(1, 40, (12, 14, 16)).astype(np.float32)
+    array[4:8, 5:9, 6:12] = 100
+    return array
+
+
+def test_a_case_on_the_base_grid_is_only_normalised(tmp_path, blob):
+    subject = Preprocessing((1.0, 1.0, 1.0))(write_case(tmp_path, blob, FLIPPED))
+    # SimpleITK's world is left-posterior, so that these flips make right-anterior storage.
+    torch.testing.assert_close(
+        subject.image.data[0].double(),
+        torch.from_numpy((blob - blob.mean()) / blob.std(ddof=1)).double(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert np.array_equal(subject.label.numpy()[0], blob > 50)
+    assert subject.image.data.dtype == torch.float32
+    assert subject.label.data.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE])
+def test_storage_order_does_not_move_the_anatomy(tmp_path, blob, direction):
+    case = write_case(tmp_path, blob, direction, (1, 1.5, 2))
+    subject = Preprocessing(canonical_spacing(str(case.image)))(case)
+    assert "".join(subject.image.orientation) == "RAS"
+    truth = sitk.ReadImage(case.label)
+    inside = np.argwhere(subject.label.numpy()[0])
+    points = inside @ subject.label.affine[:3, :3].T + subject.label.affine[:3, 3]
+    for right, anterior, superior in points[::17]:
+        assert truth[truth.TransformPhysicalPointToIndex((-right, -anterior, superior))] == 1
+    assert len(inside) == int((blob > 50).sum())
+
+
+def test_resampling_reaches_the_base_spacing_and_keeps_the_volume(tmp_path, blob):
+    case = write_case(tmp_path, blob, spacing=(1, 1, 2))
+    subject = Preprocessing((1.0, 1.0, 1.0))(case)
+    assert subject.spatial_shape == (12, 14, 32)
+    assert subject.spacing == pytest.approx((1, 1, 1))
+    assert int(subject.label.data.sum()) == 2 * int((blob > 50).sum())
+
+
+def test_header_rounding_between_image_and_label_is_forgiven(tmp_path, blob):
+    case = write_case(tmp_path, blob)
+    label = sitk.ReadImage(case.label)
+    label.SetOrigin([x + 1e-5 for x in label.GetOrigin()])
+    sitk.WriteImage(label, case.label)
+    assert Preprocessing((2.0, 2.0, 2.0))(case).spatial_shape == (6, 7, 8)
+
+
+@pytest.mark.parametrize("foreground", ["nonzero", "otsu", "all"])
+@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+def test_statistics_come_from_the_foreground(normalize, foreground):
+    rng = torch.Generator().manual_seed(0)
+    data = torch.zeros(2, 10, 10, 10)
+    data[:, 3:] = 500 + 50 * torch.randn(2, 7, 10, 10, generator=rng)
+    mask = torch.ones(10, 10, 10, dtype=bool) if foreground == "all" else data[0] > 250
+    normalized = Preprocessing((1, 1, 1), normalize, foreground).normalized(data)
+    values = normalized[:, mask]
+    if normalize == "zscore":
+        torch.testing.assert_close(values.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(values.std(1), torch.ones(2), atol=1e-4, rtol=0)
+    else:
+        assert normalized.min() == 0
+        assert normalized.max() == 1
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+def test_units_of_the_scanner_do_not_matter(normalize):
+    data = torch.rand(1, 8, 8, 8) + 0.1
+    preprocessing = Preprocessing((1, 1, 1), normalize)
+    torch.testing.assert_close(
+        preprocessing.normalized(data), preprocessing.normalized(data * 1.7e6), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+def test_a_channel_without_contrast_becomes_zero(normalize):
+    for value in (0.0, 7.0):
+        normalized = Preprocessing((1, 1, 1), normalize).normalized(torch.full((1, 4, 4, 4), value))
+        assert torch.equal(normalized, torch.zeros(1, 4, 4, 4))
+
+
+def test_spacing_is_read_from_headers_in_canonical_order(tmp_path, blob):
+    case = write_case(tmp_path, blob, PERMUTED, (1, 2, 3))
+    expected = Preprocessing((1, 2, 3))(write_case(tmp_path, blob, name="b")).spacing
+    assert expected == pytest.approx((1, 2, 3))
+    # PERMUTED sends the second axis to x, the third to y and the first to z... as ToCanonical sees it:
+    assert canonical_spacing(str(case.image)) == pytest.approx(
+        Preprocessing(canonical_spacing(str(case.image)))(case).spacing
+    )
+
+
+def test_median_spacing_is_per_axis(tmp_path, blob):
+    spacings = [(1, 2, 3), (1, 5, 1), (4, 3, 2)]
+    cases = tuple(write_case(tmp_path, blob, spacing=s, name=str(i)) for i, s in enumerate(spacings))
+    assert median_spacing(cases) == pytest.approx((1, 3, 2))
+
+
+def test_a_broken_header_is_named(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"a\.nii\.gz: the header cannot be read"):
+        canonical_spacing(str(tmp_path / "a.nii.gz"))

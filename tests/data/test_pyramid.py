@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+
+from rare_lightning.data.cache import as_subject
+from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, level_affine, make_pyramid, pad_to_multiple
+
+OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
+
+
+def world_coordinates(size, affine):
+    """``(3, D, H, W)``: the position of each voxel centre in mm."""
+    index = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in size], indexing="ij"))
+    return torch.einsum("ij,jdhw->idhw", torch.from_numpy(affine[:3, :3]), index) + torch.from_numpy(
+        affine[:3, 3]
+    ).view(3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (4, 2, 1), (8, 8, 8), (3, 1, 2)])
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, 2.0, 3.0, 1.0]), OBLIQUE])
+def test_level_grid_lies_where_its_affine_says(stride, affine):
+    # An image of its own coordinates must still hold them after down-sampling.
+    size = (24, 16, 8)
+    subject = tio.Subject(image=tio.ScalarImage(tensor=world_coordinates(size, affine).float(), affine=affine))
+    down = ToLevelGrid(stride)(subject).image
+    expected = world_coordinates(down.spatial_shape, down.affine).float()
+    torch.testing.assert_close(down.data, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_levels_compose():
+    once = level_affine(OBLIQUE, (4, 4, 2))
+    np.testing.assert_allclose(level_affine(level_affine(OBLIQUE, (2, 2, 1)), (2, 2, 2)), once)
+    image = torch.randn(1, 16, 16, 16)
+    subject = as_subject(image.numpy(), torch.zeros(1, 16, 16, 16, dtype=torch.uint8).numpy(), OBLIQUE)
+    twice = ToLevelGrid((2, 2, 2))(ToLevelGrid((2, 2, 2))(subject))
+    torch.testing.assert_close(twice.image.data, ToLevelGrid((4, 4, 4))(subject).image.data)
+
+
+def test_majority_takes_the_most_frequent_class():
+    label = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    label[0, :2, :2, 0] = 2  # 4 of 8 voxels, and 3 of class 1
+    label[0, :2, :2, 1] = torch.tensor([[1, 1], [1, 0]])
+    label[0, 2:, 2:, 2:] = 1
+    down = downsample_label(label, (2, 2, 2))
+    assert down.dtype == torch.uint8
+    assert down.shape == (1, 2, 2, 2)
+    assert down[0, 0, 0, 0] == 2
+    assert down[0, 1, 1, 1] == 1
+    assert down.sum() == 3
+
+
+@pytest.mark.parametrize("method", ["majority", "nearest"])
+def test_labels_made_of_blocks_come_down_exactly(method):
+    coarse = torch.randint(0, 4, (1, 3, 5, 2), dtype=torch.uint8)
+    fine = coarse.repeat_interleave(4, 1).repeat_interleave(2, 2)
+    assert torch.equal(downsample_label(fine, (4, 2, 1), method), coarse)
+    assert torch.equal(downsample_label(fine, (1, 1, 1), method), fine)
+
+
+def test_nearest_samples_the_centre_of_a_block_and_not_its_corner():
+    label = torch.arange(9, dtype=torch.uint8).view(1, 9, 1, 1)
+    assert downsample_label(label, (3, 1, 1), "nearest").flatten().tolist() == [1, 4, 7]
+
+
+def test_a_sphere_stays_centred_on_every_level():
+    index = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
+    centre = torch.tensor([15.5, 15.5, 15.5]).view(3, 1, 1, 1)
+    sphere = ((index - centre).norm(dim=0) < 12).to(torch.uint8)[None]
+    for stride in (2, 4, 8):
+        down = downsample_label(sphere, (stride,) * 3)[0]
+        middle = (torch.nonzero(down).float().mean(0) + 0.5) * stride - 0.5
+        torch.testing.assert_close(middle, torch.full((3,), 15.5))
+
+
+def test_sizes_that_are_no_multiple_are_refused():
+    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.randn(1, 5, 4, 4)))
+    with pytest.raises(ValueError, match=r"\(5, 4, 4\) is not a multiple .* \(2, 2, 2\)"):
+        ToLevelGrid((2, 2, 2))(subject)
+
+
+def test_pyramid_has_images_and_labels_of_every_level():
+    subject = as_subject(np.random.rand(2, 16, 8, 8).astype("f4"), np.ones((1, 16, 8, 8), "u1"), np.eye(4))
+    images, labels = make_pyramid(subject, [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
+    assert [tuple(images[level].shape) for level in images] == [(2, 16, 8, 8), (2, 8, 4, 8), (2, 4, 2, 4)]
+    assert [tuple(labels[level].shape) for level in labels] == [(16, 8, 8), (8, 4, 8), (4, 2, 4)]
+    assert images[0].dtype == torch.float32
+    assert labels[2].dtype == torch.uint8
+    for level in images:
+        torch.testing.assert_close(images[level].mean(), images[0].mean())
+
+
+def test_padding_repeats_the_edge_and_keeps_the_first_voxel_first():
+    volume = torch.randn(1, 5, 8, 3)
+    padded = pad_to_multiple(volume, (4, 4, 4))
+    assert padded.shape == (1, 8, 8, 4)
+    assert torch.equal(padded[:, :5, :, :3], volume)
+    assert torch.equal(padded[:, 7, :, 3], volume[:, 4, :, 2])
+    assert torch.equal(pad_to_multiple(padded, (4, 4, 4)), padded)

@@ -1,0 +1,50 @@
+import numpy as np
+from matplotlib.image import imread
+
+from rare_lightning.evaluation.figures import COLORS, Slice, plot_dice_by_resolution, plot_montage
+from rare_lightning.evaluation.protocol import Row
+from rare_lightning.evaluation.tables import summarize
+from rare_lightning.metrics import Scores
+
+
+def piece(level, prediction):
+    truth = np.zeros((20, 30), np.uint8)
+    truth[5:15, 5:20] = 1
+    truth[8:12, 10:15] = 3
+    image = np.random.default_rng(level).normal(size=(20, 30))
+    return Slice(level, "1x1x1", image, truth, prediction(truth), 0.5, 1.0)
+
+
+def count(path, color):
+    """Pixels whose hue is that of a class color laid over grey."""
+    pixels = imread(path)[..., :3]
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    chroma, wanted = pixels - pixels.mean(-1, keepdims=True), rgb - rgb.mean()
+    return int((np.abs(chroma - 0.6 * wanted).max(-1) < 0.02).sum())
+
+
+def test_montage_paints_every_class_in_its_own_color(tmp_path):
+    names = ["background", "a", "b", "c"]
+    for name, change in (("good", np.copy), ("empty", np.zeros_like)):
+        slices = [piece(level, change) for level in (0, 1)]
+        plot_montage([("median: x", slices), ("worst: y", slices)], names, tmp_path / f"{name}.png")
+    for color, present in zip(COLORS, (True, False, True), strict=False):
+        good, empty = (count(tmp_path / f"{name}.png", color) for name in ("good", "empty"))
+        # Truth and prediction hold the class in one, the truth alone in the other.
+        assert (good > 1.5 * empty > 0) is present
+
+
+def test_dice_by_resolution_draws_each_class(tmp_path):
+    rows = [
+        Row("a", level, (2.0**level,) * 3, truth, name, Scores(dice, 1, 1, 0))
+        for level in (0, 1)
+        for truth in ("level", "fine")
+        for name, dice in (("x", 0.9), ("y", 0.3))
+    ]
+    plot_dice_by_resolution(summarize(rows), tmp_path / "one.png")
+    plot_dice_by_resolution(summarize(sorted(rows, key=lambda row: -row.level)), tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    pixels = imread(tmp_path / "one.png")[..., :3]
+    for color in COLORS[:2]:
+        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        assert (np.abs(pixels - rgb).max(-1) < 0.02).sum() > 50

@@ -1,0 +1,114 @@
+import csv
+import json
+import math
+import random
+
+import pytest
+from rich.console import Console
+
+from rare_lightning.evaluation.protocol import Row
+from rare_lightning.evaluation.tables import (
+    describe_summary,
+    format_spacing,
+    mean_defined,
+    summarize,
+    terminal_table,
+    write_cases,
+    write_summary,
+)
+from rare_lightning.metrics import Scores
+
+NAN = math.nan
+
+
+def rows():
+    table = []
+    for level, case, dice in [(0, "a", 0.9), (0, "b", 0.7), (1, "a", 0.5), (1, "b", NAN)]:
+        for truth in ("level", "fine"):
+            scores = Scores(dice, 1.0, dice, 0.1)
+            spacing = (1.0 * 2**level,) * 3
+            table.append(Row(case, level, spacing, truth, "x", scores))
+            table.append(Row(case, level, spacing, truth, "y", Scores(0.2, NAN, 0.0, -1.0)))
+    return table
+
+
+def test_means_go_over_cases_then_classes_then_levels():
+    summary = summarize(rows())
+    fine = summary["fine"]
+    assert summary["cases"] == 2
+    assert fine["levels"]["0"]["classes"]["x"]["dice"] == pytest.approx(0.8)
+    assert fine["levels"]["0"]["mean"]["dice"] == pytest.approx(0.5)
+    assert fine["levels"]["1"]["mean"]["dice"] == pytest.approx(0.35)
+    assert fine["mean"]["dice"] == pytest.approx(0.425)
+
+
+def test_undefined_scores_are_counted_and_not_averaged():
+    level = summarize(rows())["level"]["levels"]["1"]
+    assert level["classes"]["x"]["dice"] == pytest.approx(0.5)
+    assert level["classes"]["x"]["dice_undefined"] == 1
+    assert level["classes"]["y"]["hd95_mm_undefined"] == 2
+    assert math.isnan(level["classes"]["y"]["hd95_mm"])
+    assert level["mean"]["hd95_mm"] == pytest.approx(1.0)
+
+
+def test_order_of_rows_changes_nothing():
+    shuffled = rows()
+    random.Random(0).shuffle(shuffled)
+    for one, other in ((summarize(rows()), summarize(shuffled)),):
+        assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def test_cases_csv_has_the_protocols_columns(tmp_path):
+    write_cases(rows(), tmp_path / "cases.csv")
+    with open(tmp_path / "cases.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == ["case", "level", "spacing_mm", "truth", "class", "dice", "hd95_mm", "nsd", "volume_diff"]
+    assert len(lines) == 16
+    assert lines[0] == {
+        "case": "a", "level": "0", "spacing_mm": "1x1x1", "truth": "level", "class": "x",
+        "dice": "0.900000", "hd95_mm": "1.000000", "nsd": "0.900000", "volume_diff": "0.100000",
+    }  # fmt: skip
+    assert lines[1]["hd95_mm"] == ""
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    def failing():
+        yield rows()[0]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_cases(failing(), tmp_path / "cases.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_undefined_is_null_in_json(tmp_path):
+    write_summary(summarize(rows()), tmp_path / "summary.json")
+    text = (tmp_path / "summary.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["fine"]["levels"]["0"]["classes"]["y"]["hd95_mm"] is None
+
+
+def test_the_terminal_table_fits_and_holds_the_means(capsys):
+    Console(width=80).print(terminal_table(summarize(rows()), "fine"))
+    printed = capsys.readouterr().out
+    assert "2 cases" in printed
+    assert "0.425" in printed
+    assert "…" not in printed
+
+
+def test_the_line_below_says_what_was_measured():
+    summary = {
+        **summarize(rows()),
+        "nsd_tolerance_mm": 1.0,
+        "test": {"hardware": "2 CPU cores"},
+        "training": {"seed": 3, "commit": "abc", "epochs": 5, "minutes": 1.25},
+    }
+    expected = "2 cases, NSD tolerance 1 mm, trained for 5 epochs, 1.2 min, seed 3, commit abc, 2 CPU cores"
+    assert describe_summary(summary) == expected
+    assert "seed None, commit unknown" in describe_summary({**summary, "training": None})
+
+
+def test_spacing_and_means():
+    assert format_spacing((1.0, 0.1 + 0.2, 2.5)) == "1x0.3x2.5"
+    assert math.isnan(mean_defined([NAN]))
+    assert mean_defined([1, NAN, 3]) == 2

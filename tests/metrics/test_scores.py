@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+
+from rare_lightning.metrics import score_class
+
+EMPTY = torch.zeros(10, 10, 10, dtype=torch.bool)
+
+
+def box(*ranges):
+    mask = EMPTY.clone()
+    mask[tuple(slice(*r) for r in ranges)] = True
+    return mask
+
+
+CUBE = box((2, 8), (2, 8), (2, 8))
+
+
+def test_a_perfect_prediction():
+    assert score_class(CUBE, CUBE, (1.0, 1.0, 1.0), 1.0) == (1.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
+def test_a_shifted_box_by_hand(spacing):
+    shifted = box((3, 9), (2, 8), (2, 8))
+    scores = score_class(shifted, CUBE, spacing, 0.4)
+    assert scores.dice == pytest.approx(5 / 6)
+    assert scores.hd95_mm == pytest.approx(spacing[0])  # in mm, not in voxels
+    assert scores.volume_diff == 0
+    assert score_class(shifted, CUBE, spacing, spacing[0]).nsd == 1
+    assert scores.nsd < 1
+
+
+def test_scores_do_not_depend_on_who_is_called_truth_but_for_volume():
+    smaller = box((2, 8), (2, 8), (3, 6))
+    there, back = score_class(smaller, CUBE, (1, 1, 2), 1.0), score_class(CUBE, smaller, (1, 1, 2), 1.0)
+    assert there[:3] == pytest.approx(back[:3])
+    assert there.volume_diff == pytest.approx(-0.5)
+    assert back.volume_diff == pytest.approx(1.0)
+
+
+def test_absent_from_both_is_undefined_and_not_perfect():
+    assert all(map(math.isnan, score_class(EMPTY, EMPTY, (1, 1, 1), 1.0)))
+
+
+def test_absent_from_one_scores_zero():
+    missed = score_class(EMPTY, CUBE, (1, 1, 1), 1.0)
+    assert (missed.dice, missed.nsd, missed.volume_diff) == (0, 0, -1)
+    assert math.isnan(missed.hd95_mm)
+    invented = score_class(CUBE, EMPTY, (1, 1, 1), 1.0)
+    assert (invented.dice, invented.nsd) == (0, 0)
+    assert math.isnan(invented.hd95_mm)
+    assert math.isnan(invented.volume_diff)

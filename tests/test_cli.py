@@ -1,0 +1,269 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+
+from rare_lightning.cli import COMMANDS, main
+
+CONF = Path(__file__).parent / "conf"
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY = ["--config", str(CONF / "tiny.yaml")]
+
+
+def fit(phantom, run, *words):
+    return main(["fit", *TINY, "--data.root", str(phantom), "--run_dir", str(run), *words])
+
+
+@pytest.fixture(scope="module")
+def run(phantom, tmp_path_factory):
+    """A finished run of ``rare fit``."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert fit(phantom, folder, "--data.cache_dir", str(folder.parent / "cache")) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def read_cases(folder):
+    with open(folder / "test" / "cases.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_line(text):
+    return text.strip().splitlines()[-1]
+
+
+def test_fit_leaves_everything_in_its_run_folder(run):
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["network"]["init_args"]["features"] == 2
+    [split] = json.loads((run / "splits.json").read_text())
+    assert sorted(map(len, split.values())) == [2, 2, 2]
+    with open(run / "logs" / "fit" / "metrics.csv", newline="") as file:
+        logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    assert {
+        "train/loss_epoch", "train/consistency", "train/level_1/cross_entropy", "train/level_1/consistency",
+        "train/dice/level_0/Anterior", "val/dice", "val/dice/level_1", "val/dice/level_1/Posterior", "val/loss",
+    } <= logged  # fmt: skip
+
+
+def test_a_checkpoint_alone_can_be_tested(copied, capsys):
+    assert main(["test", "--ckpt_path", str(copied / "checkpoints" / "best.ckpt")]) == 0
+    printed = capsys.readouterr().out
+    assert "level truth" in printed
+    assert "fine truth" in printed
+    assert "commit" in printed
+    assert str(copied / "test") in last_line(printed)
+    [split] = json.loads((copied / "splits.json").read_text())
+    rows = read_cases(copied)
+    assert {row["case"] for row in rows} == set(split["test"])
+    assert len(rows) == 2 * 2 * 2 * 2  # cases, levels, truths, classes
+    summary = json.loads((copied / "test" / "summary.json").read_text())
+    assert summary["training"]["epochs"] == 1
+    assert summary["training"]["seed"] == 0
+    assert summary["cases"] == 2
+    for name in ("dice_by_resolution.png", "montage.png"):
+        assert imread(copied / "test" / name).std() > 0
+
+
+def test_testing_twice_gives_the_same(copied):
+    tables = []
+    for _ in range(2):
+        main(["test", "--ckpt_path", str(copied / "checkpoints" / "last.ckpt")])
+        tables.append((copied / "test" / "cases.csv").read_bytes())
+    assert tables[0] == tables[1]
+
+
+def test_order_of_the_cases_in_dataset_json_changes_nothing(run, phantom, tmp_path):
+    shuffled = shutil.copytree(phantom, tmp_path / "task")
+    description = json.loads((shuffled / "dataset.json").read_text())
+    description["training"].reverse()
+    (shuffled / "dataset.json").write_text(json.dumps(description))
+    tables = []
+    for root in (phantom, shuffled):
+        folder = tmp_path / root.name
+        words = ["--data.root", str(root), "--run_dir", str(folder)]
+        assert main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *words]) == 0
+        tables.append(read_cases(folder))
+    assert tables[0] == tables[1]
+
+
+def test_validate_repeats_the_score_of_the_checkpoint(copied, capsys):
+    path = copied / "checkpoints" / "best.ckpt"
+    assert main(["validate", "--ckpt_path", str(path)]) == 0
+    assert str(copied) in last_line(capsys.readouterr().out)
+    with open(copied / "logs" / "validate" / "metrics.csv", newline="") as file:
+        [row] = csv.DictReader(file)
+    with open(copied / "logs" / "fit" / "metrics.csv", newline="") as file:
+        [trained] = [row for row in csv.DictReader(file) if row["val/dice"]]
+    assert float(row["val/dice"]) == pytest.approx(float(trained["val/dice"]), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights(run, phantom, tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        fit(phantom, tmp_path / name)
+        weights.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    "overlays",
+    [
+        [CONF / "patches.yaml"],
+        [CONFIGS / "network" / "rare_unet_paper.yaml"],
+        [CONFIGS / "network" / "unet.yaml", CONFIGS / "trainer" / "cpu.yaml"],
+    ],
+    ids=["patches", "paper", "unet"],
+)
+def test_overlays_train_and_test(phantom, tmp_path, overlays):
+    words = [word for path in overlays for word in ("--config", str(path))]
+    words += ["--model.network.init_args.features", "2", "--trainer.max_epochs", "1"]
+    assert fit(phantom, tmp_path / "run", *words) == 0
+    assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt")]) == 0
+    assert len(read_cases(tmp_path / "run")) == 16
+
+
+@pytest.mark.parametrize("name", ["demo", "hippocampus", "brats"])
+def test_the_configs_run_as_they_stand(phantom, tmp_path, name):
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(phantom), "--data.folds", "2"]
+    words += ["--data.num_workers", "0", "--model.network.init_args.features", "2", "--trainer.fast_dev_run", "1"]
+    if name == "brats":
+        words += ["--data.patch_size", "[32, 32, 32]", "--data.spacing", "[1, 1, 1]", "--trainer.precision", "32"]
+    assert main(["fit", *words, "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]) == 0
+
+
+def test_a_run_goes_on_from_its_checkpoint(phantom, tmp_path):
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    assert fit(phantom, run) == 0
+    before = (run / "config.yaml").read_bytes()
+    assert fit(phantom, run, "--ckpt_path", str(last), "--trainer.max_epochs", "2") == 0
+    assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    state = torch.load(last, weights_only=True)
+    assert state["epoch"] == 1
+    [record] = [v for k, v in state["callbacks"].items() if k.startswith("TrainingRecord")]
+    assert record["epochs"] == 2
+    assert (run / "config.yaml").read_bytes() == before
+    assert (run / "config-2.yaml").is_file()
+    assert (run / "logs" / "fit-2" / "metrics.csv").is_file()
+
+
+def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
+    assert fit(phantom, run) == 1
+    assert "in use" in last_line(capsys.readouterr().err)
+
+
+def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *TINY, "--data.root", str(phantom)]) == 0
+    [folder] = (tmp_path / "runs").iterdir()
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["test", "--ckpt_path", "none.ckpt"], "none.ckpt: no such checkpoint"),
+        (["test", "--ckpt_path", str(CONF / "tiny.yaml")], "not a checkpoint of rare fit"),
+        (["fit", *TINY, "--data.root", "nowhere"], "dataset.json: not found"),
+        (["data", "check", "nowhere"], "dataset.json: not found"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_1(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert message in last_line(error)
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["test"],
+        ["fit", *TINY],
+        ["fit", *TINY, "--data.root", "{phantom}", "--data.batchsize", "3"],
+        ["fit", *TINY, "--data.root", "{phantom}", "--model.network.init_args.normalization", "layer"],
+        ["fit", *TINY, "--data.root", "{phantom}", "--data.levels", "2"],
+        ["phantom"],
+        ["data"],
+        ["predictt"],
+    ],
+)
+def test_wrong_words_are_refused_without_a_traceback(words, capsys, phantom, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(phantom=phantom) for word in words]
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (1, 2)
+    error = capsys.readouterr().err
+    assert "error" in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_data_is_listed_before_training(phantom, tmp_path, capsys):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    (root / "labelsTr" / "hippocampus_003.nii.gz").unlink()
+    (root / "imagesTr" / "hippocampus_001.nii.gz").unlink()
+    assert main(["data", "check", str(root)]) == 1
+    checked = capsys.readouterr().err
+    assert "2 problem(s)" in checked
+    assert fit(root, tmp_path / "run") == 1
+    assert "2 problem(s)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tools_and_help_read_well(capsys, tmp_path):
+    root = tmp_path / "task"
+    assert main(["phantom", str(root), "--cases", "2", "--size", "[24, 24, 24]"]) == 0
+    assert main(["data", "check", str(root)]) == 0
+    assert "2 cases, no problems" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n  {name} " in overview
+        with pytest.raises(SystemExit) as stop:
+            main([*name.split(), "--help"])
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert f"{name} " in printed.splitlines()[0]
+        assert COMMANDS[name].split(":")[0] in printed
+
+
+@pytest.mark.slow
+def test_two_processes_test_like_one(run, phantom, tmp_path):
+    tables = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        words = ["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--run_dir", str(folder)]
+        words += ["--trainer.accelerator", "cpu", "--trainer.devices", str(devices)]
+        words += ["--trainer.strategy", "ddp"] if devices == 2 else []
+        command = [sys.executable, "-m", "rare_lightning.cli", *words]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        tables.append(read_cases(folder))
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_without_unused_parameters(phantom, tmp_path):
+    words = ["fit", *TINY, "--data.root", str(phantom), "--run_dir", str(tmp_path / "run"), "--data.batch_size", "1"]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "rare_lightning.cli", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()

@@ -1,0 +1,153 @@
+import lightning as L
+import pytest
+import torch
+
+from rare_lightning import DecathlonDataModule, MultiResolutionLoss, RAREUNet, SegmentationModule, UNet
+from rare_lightning.evaluation.tables import summarize
+
+
+def network(**settings):
+    return RAREUNet(**{"in_channels": 1, "out_channels": 3, "features": 2, "depth": 2, "levels": 1, **settings})
+
+
+NAMES = ["background", "Anterior", "Posterior"]
+
+
+def trainer(folder, **settings):
+    options = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False}
+    options["enable_checkpointing"] = False
+    return L.Trainer(
+        default_root_dir=folder, **{**options, "enable_model_summary": False, "log_every_n_steps": 1, **settings}
+    )
+
+
+@pytest.fixture
+def data(phantom):
+    return DecathlonDataModule(str(phantom), levels=1, depth=2, folds=2, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    "make_network",
+    [network, lambda: network(head="plain"), lambda: UNet(1, 3, 2, depth=2, levels=1)],
+    ids=["sub_voxel", "plain", "unet"],
+)
+def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, data, tmp_path):
+    torch.manual_seed(0)
+    module = SegmentationModule(make_network(), NAMES, MultiResolutionLoss(alpha=0.5), train_levels=[0])
+    runner = trainer(tmp_path)
+    runner.fit(module, data)
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    torch.load(tmp_path / "a.ckpt", weights_only=True)
+    loaded = SegmentationModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert loaded.network.init_args == module.network.init_args
+    assert loaded.objective.segmentation.alpha == 0.5
+    assert loaded.train_levels == [0]
+    for one, other in zip(loaded.state_dict().values(), module.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_levels_left_out_of_training_do_not_learn(data, tmp_path):
+    module = SegmentationModule(network(), NAMES, train_levels=[1])
+    before = {name: parameter.clone() for name, parameter in module.network.named_parameters()}
+    trainer(tmp_path).fit(module, data)
+    changed = {name for name, p in module.network.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("gateways.1") for name in changed)
+    assert not any(name.startswith(("encoder.0", "heads.0", "decoder.0")) for name in changed)
+
+
+@pytest.mark.parametrize("levels", [[], [2], [0, 5]])
+def test_levels_that_the_network_does_not_know_are_refused(levels):
+    with pytest.raises(ValueError, match=r"train_levels \[.*\] must be some of the network's \[0, 1\]"):
+        SegmentationModule(network(), NAMES, train_levels=levels)
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])
+def test_schedules_end_where_they_should(scheduler, data, tmp_path):
+    class Rates(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, *_):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+    module = SegmentationModule(network(), NAMES, optimizer=optimizer, scheduler=scheduler)
+    runner = trainer(tmp_path, max_epochs=6, callbacks=[rates])
+    runner.fit(module, data)
+    assert max(rates.seen) <= 0.1 + 1e-9
+    final = runner.optimizers[0].param_groups[0]["lr"]
+    if scheduler == "constant":
+        assert set(rates.seen) == {0.1}
+    else:
+        assert final < 0.05
+        assert len(set(rates.seen)) > 3
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])
+def test_a_run_can_go_on_for_longer_than_it_was_planned(scheduler, phantom, tmp_path):
+    # Many steps: torch's one cycle is one step longer than its run, which shows where steps are few.
+    data = DecathlonDataModule(str(phantom), levels=1, depth=2, folds=2, num_workers=0, patches_per_case=20)
+    rates = []
+    for epochs in (1, 3):
+        module = SegmentationModule(network(), NAMES, scheduler=scheduler)
+        runner = trainer(tmp_path, max_epochs=epochs)
+        runner.fit(module, data, ckpt_path=tmp_path / "last.ckpt" if rates else None, weights_only=True)
+        runner.save_checkpoint(tmp_path / "last.ckpt")
+        rates.append(runner.optimizers[0].param_groups[0]["lr"])
+        assert runner.current_epoch == epochs
+    assert rates[1] == pytest.approx(1e-3 if scheduler == "constant" else 0, abs=1e-5)
+
+
+def test_the_loss_falls(phantom, tmp_path):
+    data = DecathlonDataModule(str(phantom), levels=1, depth=2, folds=4, test_fraction=0.34, num_workers=0)
+    optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
+    torch.manual_seed(0)
+    module = SegmentationModule(network(features=6), NAMES, optimizer=optimizer)
+    runner = trainer(tmp_path, max_epochs=1)
+    runner.fit(module, data)
+    first = float(runner.callback_metrics["train/loss_epoch"])
+    runner = trainer(tmp_path, max_epochs=40)
+    runner.fit(module, data)
+    assert float(runner.callback_metrics["train/loss_epoch"]) < 0.7 * first
+
+
+@pytest.mark.parametrize("head", ["sub_voxel", "plain"])
+def test_a_network_that_knows_the_truth_scores_one(head, data):
+    """The whole way of a test step, with an oracle in the network's place."""
+    data.prepare_data()
+    module = SegmentationModule(network(head=head), NAMES)
+
+    class Oracle(torch.nn.Module):
+        levels = module.network.levels
+        answer_grid = module.network.answer_grid
+        level_stride = staticmethod(module.network.level_stride)
+
+        def __init__(self, batch):
+            super().__init__()
+            self.label = batch["label"]
+
+        def forward(self, images):
+            from rare_lightning.networks import Prediction
+
+            [level] = images
+            label = self.label[0 if self.answer_grid == "base" else level]
+            one_hot = torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1)
+            return Prediction({level: 50.0 * one_hot}, {}, {})
+
+    rows = []
+    for batch in data.test_dataloader():
+        module.network = Oracle(batch)
+        rows += [row for result in module.test_step(batch, 0) for row in result.rows]
+    summary = summarize(rows)
+    assert summary["level"]["mean"]["dice"] == 1
+    assert summary["fine"]["levels"]["0"]["mean"]["dice"] == 1
+    # What a level cannot resolve is lost on its own grid, and kept by answers on the base grid.
+    assert (summary["fine"]["levels"]["1"]["mean"]["dice"] == 1) is (head == "sub_voxel")
+
+
+def test_a_test_batch_holds_one_case(data):
+    data.prepare_data()
+    batch = next(iter(data.test_dataloader()))
+    with pytest.raises(ValueError, match="one case, not 2"):
+        SegmentationModule(network(), NAMES).test_step({**batch, "case": ["a", "b"]}, 0)

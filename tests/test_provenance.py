@@ -1,0 +1,42 @@
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from rare_lightning import provenance
+
+
+def test_a_process_is_described_by_plain_values(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rare", "fit", "--config", "a b.yaml"])
+    described = provenance.describe_process()
+    assert described["command"] == "rare fit --config 'a b.yaml'"
+    assert described["seed"] == 7
+    assert described["versions"]["torch"] == version("torch")
+    assert "CPU cores" in described["hardware"]
+
+
+def test_a_modified_tree_is_told_from_a_committed_one(monkeypatch, tmp_path):
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "module.py"))
+    assert provenance.describe_process()["commit"] is None
+    git("init")
+    (tmp_path / "module.py").write_text("1")
+    git("add", "module.py")
+    git("commit", "-m", "one")
+    head = git("rev-parse", "HEAD")[:12]
+    assert provenance.describe_process()["commit"] == head
+    (tmp_path / "module.py").write_text("2")
+    assert provenance.describe_process()["commit"] == f"{head}-modified"
+
+
+def test_a_machine_without_proc_is_described_too(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "arm64")
+    monkeypatch.setenv("PATH", "")
+    described = provenance.describe_process()
+    assert "arm64" in described["hardware"]
+    assert described["commit"] is None
