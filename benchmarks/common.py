@@ -1,0 +1,54 @@
+"""What the benchmarks share: arguments, interleaved timing, tables and records."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rare_lightning.provenance import describe_process
+
+
+def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
+    """Parse an option for each default, and ``--output``, a JSON file to write."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    for name, value in defaults.items():
+        many = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
+        parser.add_argument(f"--{name}", default=value, **many)
+    parser.add_argument("--output", type=Path, help="JSON file for benchmarks/write_results.py")
+    return parser.parse_args()
+
+
+def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task, taken in turns so that a busy moment of the machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()  # warm-up
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def block(size: list[int]) -> str:
+    """``[48, 64, 48]`` -> ``48x64x48``."""
+    return "x".join(map(str, size))
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
+    names = list(rows[0])
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *[list(row.values()) for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def save(args: argparse.Namespace, title: str, note: str, rows: list[dict[str, str]]) -> None:
+    """Write what was measured, and where, to ``args.output`` if given."""
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        record = {"title": title, "note": note, "rows": rows, "process": describe_process()}
+        args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

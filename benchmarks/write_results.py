@@ -1,0 +1,92 @@
+"""Write docs/results.md from the records under docs/results.
+
+python benchmarks/write_results.py
+
+A record is the ``summary.json`` of ``rare test``, copied into ``docs/results/NAME/``, or what a benchmark wrote with
+``--output docs/results/NAME.json``. Nothing in docs/results.md is typed by hand.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import table
+from rare_lightning.evaluation.tables import describe_summary
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_section(folder: Path) -> list[str]:
+    """Tables of one test, both truths."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [f"## {folder.name}", "", describe_summary(summary) + ".", ""]
+    lines += [f"    {summary['training']['command']}", f"    {summary['test']['command']}", ""]
+    for truth in ("level", "fine"):
+        levels = summary[truth]["levels"]
+        classes = next(iter(levels.values()))["classes"]
+        rows = [
+            {
+                "level": level,
+                "spacing (mm)": entry["spacing_mm"],
+                **{f"Dice {name}": number(entry["classes"][name]["dice"]) for name in classes},
+                **scores(entry["mean"]),
+            }
+            for level, entry in levels.items()
+        ]
+        rows.append(
+            {"level": "mean", "spacing (mm)": "", **dict.fromkeys(classes, ""), **scores(summary[truth]["mean"])}
+        )
+        undefined = sum(e["classes"][c]["hd95_mm_undefined"] for e in levels.values() for c in classes)
+        note = f"; HD95 undefined {undefined} times" if undefined else ""
+        lines += [f"Against the `{truth}` truth{note}:", "", table(rows), ""]
+    pictures = [path.name for path in sorted(folder.glob("*.png"))]
+    return lines + [f"![{name}](results/{folder.name}/{name})\n" for name in pictures]
+
+
+def scores(entry: dict[str, Any]) -> dict[str, str]:
+    """Mean scores of a level."""
+    return {
+        "Dice": number(entry["dice"]),
+        "HD95 (mm)": number(entry["hd95_mm"], 2),
+        "NSD": number(entry["nsd"]),
+        "volume diff.": number(entry["volume_diff"]),
+    }
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Rounded; a dash where undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def benchmark_section(path: Path) -> list[str]:
+    """Table of one benchmark."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    process = record["process"]
+    where = f"commit {process['commit']}, {process['hardware']}, torch {process['versions']['torch']}"
+    lines = [
+        f"## {record['title']}",
+        "",
+        f"{record['note']}; {where}.",
+        "",
+        f"    python benchmarks/{process['command']}",
+    ]
+    return [*lines, "", table(record["rows"]), ""]
+
+
+def main() -> None:
+    """Write the page."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python benchmarks/write_results.py` from the records under `docs/results`.",
+        "",
+    ]
+    for folder in sorted(path.parent for path in (DOCS / "results").glob("*/summary.json")):
+        lines += test_section(folder)
+    for path in sorted((DOCS / "results").glob("*.json")):
+        lines += benchmark_section(path)
+    (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
