@@ -3,6 +3,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from rare_lightning import provenance
 
 
@@ -40,3 +42,23 @@ def test_a_machine_without_proc_is_described_too(monkeypatch):
     described = provenance.describe_process()
     assert "arm64" in described["hardware"]
     assert described["commit"] is None
+
+
+def test_peak_memory_never_falls_and_sees_what_was_held():
+    before = provenance.peak_memory_gib()
+    held = np.ones(2**27)  # 1 GiB
+    assert provenance.peak_memory_gib() >= max(before, 1)
+    del held
+    assert provenance.peak_memory_gib() >= 1
+
+
+def test_peak_memory_is_that_of_the_fullest_gpu(monkeypatch):
+    monkeypatch.setattr(provenance.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(provenance.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(provenance.torch.cuda, "max_memory_allocated", lambda device: (device + 1) * 2**30)
+    assert provenance.peak_memory_gib() == 2
+
+
+def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert provenance.peak_memory_gib() is None

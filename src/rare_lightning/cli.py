@@ -6,22 +6,22 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.data import DecathlonDataModule, make_phantom
-from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
+from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, unused
 
 
 class RunRecord(SaveConfigCallback):
@@ -33,9 +33,9 @@ class RunRecord(SaveConfigCallback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, _unused(folder / "config.yaml"), skip_unset=False, multifile=False)
+        self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        _unused(folder / "splits.json").write_text(json.dumps([datamodule.split.as_dict()], indent=1) + "\n", "utf-8")
+        unused(folder / "splits.json").write_text(json.dumps([datamodule.split.as_dict()], indent=1) + "\n", "utf-8")
 
 
 class RareCLI(LightningCLI):
@@ -88,20 +88,15 @@ class RareCLI(LightningCLI):
         """Give the run its folder."""
         config = self.config[self.subcommand]
         checkpoint = config.get("ckpt_path")
-        folder = _run_folder(config.run_dir, checkpoint)
+        folder = run_folder(config.run_dir, checkpoint)
         if self.subcommand == "fit":
-            resumes = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-            if folder.exists() and any(folder.iterdir()) and not resumes:
-                raise UserError(
-                    f"{folder}: this run folder is in use. Choose another --run_dir, or go on with it by "
-                    f"--ckpt_path {folder}/checkpoints/last.ckpt"
-                )
+            refuse_folder_in_use(folder, checkpoint)
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
-        _log_into(config.trainer, folder, str(self.subcommand))
+        log_into(config.trainer, folder, str(self.subcommand))
         self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord()]
 
     def instantiate_classes(self) -> None:
@@ -141,7 +136,7 @@ def check_data(root: str) -> None:
         UserError: If there are problems.
     """
     task = read_task(root)
-    raise_problems((problem for case in task.cases for problem in find_problems(case, task)), root)
+    check_cases(task, task.cases)
     print(f"{root}: {len(task.cases)} cases, no problems")
 
 
@@ -266,35 +261,6 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
-
-
-def _run_folder(requested: str | None, checkpoint: str | None) -> Path:
-    if requested is not None:
-        return Path(requested).expanduser()
-    if checkpoint is not None:
-        folder = Path(checkpoint).expanduser().parent
-        return folder.parent if folder.name == "checkpoints" else folder
-    return Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def _log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
-    """CSV files in the run folder if no logger is configured, in a new folder each time: CSVLogger empties its own."""
-    if trainer.logger in (None, True):
-        version = _unused(folder / "logs" / subcommand).name
-        settings = {"save_dir": str(folder), "name": "logs", "version": version, "prefix": ""}
-        trainer.logger = {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
-            "init_args": {**settings, "flush_logs_every_n_steps": 100},
-        }
-
-
-def _unused(path: Path) -> Path:
-    """``path``, or ``config-2.yaml`` and so on if it exists."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
 
 
 def _count_channels(root: str) -> int:

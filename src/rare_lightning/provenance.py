@@ -25,6 +25,18 @@ def describe_process() -> dict[str, Any]:
     }
 
 
+def peak_memory_gib() -> float | None:
+    """Most memory that the tensors on a GPU held so far, or this process where there is none; None on Windows."""
+    if torch.cuda.is_available():
+        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def _commit() -> str | None:
     """Commit of the source tree that runs, ``-modified`` if files differ from it; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*"]

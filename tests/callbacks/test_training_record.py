@@ -16,7 +16,13 @@ def test_minutes_add_up_over_resumed_runs(monkeypatch):
     first.on_fit_start(FakeTrainer(), L.LightningModule())
     first.on_train_epoch_start(FakeTrainer(), L.LightningModule())
     clock[0] += 120
+    for seconds in (1, 9, 2):
+        first.on_train_batch_start(FakeTrainer(), L.LightningModule(), {}, 0)
+        clock[0] += seconds
+        first.on_train_batch_end(FakeTrainer(), L.LightningModule(), None, {}, 0)
+    clock[0] -= 12
     saved = first.state_dict()
+    assert saved["step_seconds"] == 2
     assert (saved["epochs"], saved["minutes"]) == (5, 2.0)
     second = TrainingRecord()
     second.load_state_dict(saved)

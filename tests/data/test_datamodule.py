@@ -1,3 +1,4 @@
+import json
 import shutil
 from itertools import chain
 
@@ -80,7 +81,8 @@ def test_per_axis_strides_shape_the_pyramid(phantom):
 
 def test_all_problems_are_listed_before_anything_is_written(broken, cache_dir, tmp_path):
     data = make(broken, cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=r"1 problem\(s\).*\n.*hippocampus_002: .*: file not found"):
+    missing = r"2 problem\(s\).*\n.*hippocampus_002: .*: file not found\n.*hippocampus_005: .*cannot be read"
+    with pytest.raises(UserError, match=missing):
         data.prepare_data()
     shutil.copy(broken / "imagesTr" / "hippocampus_001.nii.gz", broken / "imagesTr" / "hippocampus_002.nii.gz")
     with pytest.raises(UserError, match=r"hippocampus_002: .*differs(.|\n)*hippocampus_005: .*cannot be read"):
@@ -97,6 +99,16 @@ def test_a_broken_header_does_not_hide_other_problems(phantom, tmp_path):
     ):
         (root / name).write_bytes(b"no")
     with pytest.raises(UserError, match=r"3 problem\(s\)"):
+        make(root).prepare_data()
+
+
+def test_cached_cases_are_checked_again_for_a_task_of_other_classes(phantom, tmp_path):
+    make(phantom).prepare_data()
+    root = shutil.copytree(phantom, tmp_path / "task")
+    description = json.loads((root / "dataset.json").read_text())
+    del description["labels"]["2"]
+    (root / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"6 problem\(s\)(.|\n)*label values \[2\] are not in"):
         make(root).prepare_data()
 
 

@@ -1,11 +1,12 @@
 import gzip
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.integrity import check_cases, find_problems
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 
@@ -90,16 +91,19 @@ def test_each_kind_of_problem_is_found(task, kind):
     assert problems, kind
     assert all(problem.startswith(f"{case.case_id}: ") and "\n" not in problem for problem in problems)
     with pytest.raises(UserError, match=message):
-        raise_problems(problems, "task")
+        check_cases(task, [case])
 
 
 def test_all_problems_of_all_cases_are_listed_at_once(task):
     edit(task.cases[0].image, np.ones_like)
     edit(task.cases[0].label, lambda a: a * 7)
     task.cases[3].image.unlink()
-    with pytest.raises(UserError, match=r"3 problem\(s\)") as raised:
-        raise_problems((p for case in task.cases for p in find_problems(case, task)), "task")
+    task = replace(task, cases=(*task.cases, task.cases[1]))
+    with pytest.raises(UserError, match=r"task: 4 problem\(s\)") as raised:
+        check_cases(task, task.cases)
+    assert "hippocampus_002: listed 2 times" in str(raised.value)
     assert [line.split(":")[0].strip() for line in str(raised.value).splitlines()[1:]] == [
+        "hippocampus_002",
         "hippocampus_001",
         "hippocampus_001",
         "hippocampus_004",

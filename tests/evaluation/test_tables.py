@@ -105,6 +105,8 @@ def test_the_line_below_says_what_was_measured():
     }
     expected = "2 cases, NSD tolerance 1 mm, trained for 5 epochs, 1.2 min, seed 3, commit abc, 2 CPU cores"
     assert describe_summary(summary) == expected
+    summary["training"] |= {"step_seconds": 0.5, "peak_memory_gib": 2.25}
+    assert "1.2 min, 0.50 s a step, peak memory 2.2 GiB, seed 3" in describe_summary(summary)
     assert "seed None, commit unknown" in describe_summary({**summary, "training": None})
 
 

@@ -1,15 +1,20 @@
 """Keeps in every checkpoint how it came about."""
 
 import time
+from statistics import median
 from typing import Any
 
 import lightning as L
 
-from rare_lightning.provenance import describe_process
+from rare_lightning.data.datamodule import Batch
+from rare_lightning.provenance import describe_process, peak_memory_gib
 
 
 class TrainingRecord(L.Callback):
-    """Puts command, seed, commit, hardware, epochs and minutes into checkpoints, for the reports made from them.
+    """Puts command, seed, commit, hardware, duration and memory into checkpoints, for the reports made from them.
+
+    ``step_seconds`` is the median time of a training step without the wait for its data, ``peak_memory_gib`` the most
+    memory that the process held (that its tensors held, on a GPU), validation included.
 
     Attributes:
         record: Of the training that made the loaded checkpoint, or goes on; empty before either.
@@ -19,6 +24,8 @@ class TrainingRecord(L.Callback):
         self.record: dict[str, Any] = {}
         self._earlier_minutes = 0.0
         self._started: float | None = None
+        self._step_started = 0.0
+        self._step_seconds: list[float] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run adds to the minutes it had."""
@@ -30,10 +37,25 @@ class TrainingRecord(L.Callback):
         """Count epochs, the running one included."""
         self.record["epochs"] = trainer.current_epoch + 1
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the step's clock."""
+        self._step_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Stop it."""
+        self._step_seconds.append(time.monotonic() - self._step_started)
+
     def state_dict(self) -> dict[str, Any]:
-        """The record, with the minutes up to now."""
+        """The record, with what was measured up to now."""
         if self._started is not None:
+            self.record["peak_memory_gib"] = peak_memory_gib()
             self.record["minutes"] = self._earlier_minutes + (time.monotonic() - self._started) / 60
+        if self._step_seconds:
+            self.record["step_seconds"] = median(self._step_seconds)
         return dict(self.record)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

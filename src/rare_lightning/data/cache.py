@@ -14,7 +14,7 @@ import torch
 import torchio as tio
 
 from rare_lightning.data.preprocessing import Preprocessing, Spacing
-from rare_lightning.data.task import Case
+from rare_lightning.data.task import Case, Task
 
 FORMAT_VERSION = 1
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
@@ -71,6 +71,11 @@ class CachedCase:
         """Voxels per axis on the base grid."""
         d, h, w = self.image.shape[1:]
         return d, h, w
+
+    def fits(self, task: Task) -> bool:
+        """Whether the task has as many channels as the image, and a class for each value of the label."""
+        highest = int(self.foreground[:, 0].max(initial=0))
+        return self.image.shape[0] == len(task.channels) and highest < len(task.classes)
 
 
 def cache_key(case: Case, preprocessing: Preprocessing) -> str:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
-from rare_lightning.data.integrity import find_problems, raise_problems
+from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling
 from rare_lightning.data.splits import Split, make_split, read_split
@@ -114,19 +114,14 @@ class DecathlonDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check and preprocess every case that is not in the cache. Runs in one process per machine."""
-        self._raise_unreadable()
         try:
-            self.preprocessing  # noqa: B018  # reads headers for the median spacing
-        except UserError:  # one header is broken: list everything that is
-            raise_problems((p for case in self.task.cases for p in find_problems(case, self.task)), self.root)
+            new = [case for case in self.task.cases if not self._is_cached(case)]
+        except (OSError, UserError):  # a file is missing, or a header that the median spacing needs is broken
+            check_cases(self.task, self.task.cases)
             raise
-        new = [case for case in self.task.cases if find_cached(case, self.preprocessing, self.cache_dir) is None]
-        if not new:
-            return
-        rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
-        raise_problems(
-            (p for case in track(new, "Checking", transient=True) for p in find_problems(case, self.task)), self.root
-        )
+        if new:
+            rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
+        check_cases(self.task, track(new, "Checking", transient=True))
         for case in track(new, "Preprocessing", transient=True):
             write_cached(case, self.preprocessing, self.cache_dir)
 
@@ -220,17 +215,10 @@ class DecathlonDataModule(L.LightningDataModule):
         wanted = set(case_ids)
         return tuple(case for case in self.task.cases if case.case_id in wanted)
 
-    def _raise_unreadable(self) -> None:
-        """List missing files before their content is hashed or their headers are read."""
-        raise_problems(
-            (
-                f"{case.case_id}: {path}: file not found"
-                for case in self.task.cases
-                for path in (case.image, case.label)
-                if not path.is_file()
-            ),
-            self.root,
-        )
+    def _is_cached(self, case: Case) -> bool:
+        """Whether the case was checked and preprocessed before, for as many channels and classes."""
+        cached = find_cached(case, self.preprocessing, self.cache_dir)
+        return cached is not None and cached.fits(self.task)
 
     def _cached(self, case_ids: Sequence[str]) -> list[CachedCase]:
         cases = []

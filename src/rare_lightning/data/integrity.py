@@ -1,6 +1,7 @@
 """Checks of every case before training, so that all problems are seen at once and early."""
 
 import gzip
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,17 +75,20 @@ def find_problems(case: Case, task: Task) -> list[str]:
     return [f"{case.case_id}: {problem}" for problem in problems]
 
 
-def raise_problems(problems: Iterable[str], root: Path | str) -> None:
-    """Report all problems of a data set in one error.
+def check_cases(task: Task, cases: Iterable[Case]) -> None:
+    """Check cases of a task, and its list of cases, before anything is done with them.
 
     Raises:
-        UserError: If there are any.
+        UserError: If there are problems; it lists them all, a line each.
     """
-    lines = list(problems)
-    if lines:
-        listing = "\n  ".join(lines)
+    counts = Counter(case.case_id for case in task.cases)
+    problems = [f"{name}: listed {n} times in 'training'; list it once" for name, n in counts.items() if n > 1]
+    for case in cases:
+        problems += find_problems(case, task)
+    if problems:
+        listing = "\n  ".join(problems)
         raise UserError(
-            f"{root}: {len(lines)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
+            f"{task.root}: {len(problems)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
         )
 
 

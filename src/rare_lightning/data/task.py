@@ -1,7 +1,6 @@
 """A Medical Segmentation Decathlon task, as its ``dataset.json`` describes it (http://medicaldecathlon.com)."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,14 @@ class Task:
     """What a segmentation task consists of.
 
     Attributes:
+        root: Its folder.
         name: Name of the task.
         channels: Image channel names, in file order.
         classes: Class names by label value, background first.
         cases: Labelled cases in order of case id.
     """
 
+    root: Path
     name: str
     channels: tuple[str, ...]
     classes: tuple[str, ...]
@@ -47,7 +48,7 @@ def case_id_of(path: Path) -> str:
 
 
 def read_task(root: Path | str) -> Task:
-    """Read ``root/dataset.json``. Files it names are not opened here; see :func:`~.integrity.find_problems`.
+    """Read ``root/dataset.json``. Files it names are not opened here; see :func:`~.integrity.check_cases`.
 
     Raises:
         UserError: If there is no readable ``dataset.json`` with channels, labels and cases, or the label values are
@@ -77,12 +78,10 @@ def read_task(root: Path | str) -> Task:
             f"{path}: label values {sorted(names)} are not 0, 1, 2, ... without gaps. Renumber the label maps and "
             f"write 'labels': {json.dumps(renumbered)}"
         )
-    duplicates = [case_id for case_id, count in Counter(case.case_id for case in cases).items() if count > 1]
-    if duplicates:
-        raise UserError(f"{path}: duplicate case ids in 'training': {', '.join(sorted(duplicates))}. List each once.")
     if not cases:
         raise UserError(f"{path}: 'training' lists no cases. Labelled cases are needed for training and testing.")
     return Task(
+        root=root,
         name=str(content.get("name", root.name)),
         channels=channel_names,
         classes=tuple(names[value] for value in sorted(names)),

@@ -84,6 +84,10 @@ def describe_summary(summary: dict[str, Any]) -> str:
     words = [f"{summary['cases']} cases", f"NSD tolerance {summary['nsd_tolerance_mm']:g} mm"]
     if "minutes" in training:
         words.append(f"trained for {training['epochs']} epochs, {training['minutes']:.1f} min")
+    if "step_seconds" in training:
+        words.append(f"{training['step_seconds']:.2f} s a step")
+    if training.get("peak_memory_gib"):
+        words.append(f"peak memory {training['peak_memory_gib']:.1f} GiB")
     return ", ".join(
         [*words, f"seed {training.get('seed')}", f"commit {training.get('commit') or 'unknown'}", test["hardware"]]
     )
