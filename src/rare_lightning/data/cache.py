@@ -99,7 +99,9 @@ def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> C
     folder = cache_dir / cache_key(case, preprocessing)
     scratch = Path(tempfile.mkdtemp(dir=cache_dir, prefix="writing-"))
     try:
-        subject = preprocessing(case)
+        # TorchIO draws a number before every transform: a run must not depend on what was cached before.
+        with torch.random.fork_rng(devices=[]):
+            subject = preprocessing(case)
         _save(subject, case, scratch)
         try:
             scratch.rename(folder)
