@@ -17,12 +17,17 @@ PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai")
 def describe_process() -> dict[str, Any]:
     """Command, seed, commit, versions and hardware of this process; plain values."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(map(_without_folders, sys.argv)),
         "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
     }
+
+
+def _without_folders(word: str) -> str:
+    """Absolute paths lose their folders: records get published, and those are nobody else's business."""
+    return Path(word).name if word.startswith("/") else word
 
 
 def peak_memory_gib() -> float | None:
