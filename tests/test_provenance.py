@@ -10,7 +10,9 @@ from rare_lightning import provenance
 
 def test_a_process_is_described_by_plain_values(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rare", "fit", "--config", "a b.yaml", "--data.root", "/home/me/Task04"])
+    monkeypatch.setattr(
+        sys, "argv", ["/somewhere/bin/rare", "fit", "--config", "a b.yaml", "--data.root", "/home/me/Task04"]
+    )
     described = provenance.describe_process()
     assert described["command"] == "rare fit --config 'a b.yaml' --data.root Task04"
     assert described["seed"] == 7
