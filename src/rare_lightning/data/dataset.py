@@ -9,14 +9,15 @@ import torchio as tio
 from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
-from rare_lightning.data.pyramid import LabelDownsampling, make_pyramid, pad_to_multiple
+from rare_lightning.data.pyramid import LabelDownsampling, make_pyramid, pad_to_multiple, pad_to_size
 from rare_lightning.networks.grids import Size3
 
 
 class TrainingPatches(Dataset[dict[str, Any]]):
     """One randomly placed, augmented patch of a case per item.
 
-    A patch that is larger than the volume contains it at a random place, its last voxels repeated outwards.
+    A patch that is larger than the volume is padded at its far end, as volumes are in evaluation, after augmentation:
+    what lies where on the level grids, and where the volume ends, is then alike in both.
 
     Args:
         cases: Cached cases.
@@ -52,30 +53,29 @@ class TrainingPatches(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Level pyramids ``image`` (C, D_l, H_l, W_l) float32 and ``label`` (D_l, H_l, W_l) uint8, and ``case``."""
         case = self.cases[index % len(self.cases)]
-        start = self._place(case)
-        subject = as_subject(
-            _cut(case.image, start, self.patch_size), _cut(case.label, start, self.patch_size), case.affine
-        )
+        window = (slice(None), *self._place(case))
+        subject = as_subject(np.array(case.image[window]), np.array(case.label[window]), case.affine)
         if self.augmentation is not None:
             subject = self.augmentation(subject)
+        for part in (subject.image, subject.label):
+            part.set_data(pad_to_size(part.data, self.patch_size))
         images, labels = make_pyramid(subject, self.strides, self.label_downsampling)
         return {"image": images, "label": labels, "case": case.case_id}
 
-    def _place(self, case: CachedCase) -> tuple[int, ...]:
-        """First voxel of the patch; negative where the patch is larger than the volume."""
+    def _place(self, case: CachedCase) -> tuple[slice, ...]:
+        """Window of the patch; the whole axis where the volume is not larger."""
         # Torch's generator, which Lightning seeds differently in every worker and process.
-        ranges = [sorted((0, n - p)) for n, p in zip(case.shape, self.patch_size, strict=True)]
-        start = [int(torch.randint(low, high + 1, ())) for low, high in ranges]
+        lowest, highest = [0, 0, 0], [max(n - p, 0) for n, p in zip(case.shape, self.patch_size, strict=True)]
         foreground = case.foreground
         if len(foreground) and float(torch.rand(())) < self.foreground_fraction:
             classes = np.unique(foreground[:, 0])
             of_class = foreground[foreground[:, 0] == classes[int(torch.randint(len(classes), ()))]]
-            voxel = of_class[int(torch.randint(len(of_class), ()))][1:]
-            for axis, ((low, high), p) in enumerate(zip(ranges, self.patch_size, strict=True)):
-                if low == 0:  # the volume is larger: choose among the places that contain the voxel
-                    first, last = max(low, int(voxel[axis]) - p + 1), min(high, int(voxel[axis]))
-                    start[axis] = int(torch.randint(first, last + 1, ()))
-        return tuple(start)
+            voxel = of_class[int(torch.randint(len(of_class), ()))][1:].tolist()
+            # Among the places that contain the voxel.
+            lowest = [max(v - p + 1, 0) for v, p in zip(voxel, self.patch_size, strict=True)]
+            highest = [min(v, high) for v, high in zip(voxel, highest, strict=True)]
+        starts = [int(torch.randint(low, high + 1, ())) for low, high in zip(lowest, highest, strict=True)]
+        return tuple(slice(start, start + p) for start, p in zip(starts, self.patch_size, strict=True))
 
 
 class WholeVolumes(Dataset[dict[str, Any]]):
@@ -117,14 +117,3 @@ class WholeVolumes(Dataset[dict[str, Any]]):
             "shape": torch.tensor(case.shape),
             "spacing": torch.tensor(case.spacing, dtype=torch.float64),
         }
-
-
-def _cut(array: np.ndarray, start: Sequence[int], size: Size3) -> np.ndarray:
-    """Patch of ``(C, D, H, W)``; outside the array its edge voxels are repeated."""
-    window, padding = [slice(None)], [(0, 0)]
-    for first, extent, n in zip(start, size, array.shape[1:], strict=True):
-        low, high = max(first, 0), min(first + extent, n)
-        window.append(slice(low, high))
-        padding.append((low - first, first + extent - high))
-    patch = np.array(array[tuple(window)])
-    return np.pad(patch, padding, mode="edge") if any(map(any, padding)) else patch

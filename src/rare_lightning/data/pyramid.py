@@ -87,12 +87,17 @@ def make_pyramid(
     return images, labels
 
 
-def pad_to_multiple(array: np.ndarray | Tensor, multiple: Size3) -> Tensor:
-    """Repeat the last voxels of ``(C, D, H, W)`` until every axis is a multiple; the first voxel stays first."""
+def pad_to_size(array: np.ndarray | Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the last voxels of ``(C, D, H, W)`` up to ``size``; the first voxel stays first, larger axes stay."""
     tensor = torch.as_tensor(array)
-    for axis, m in enumerate(multiple, start=1):
-        extra = -tensor.shape[axis] % m
-        if extra:
+    for axis, n in enumerate(size, start=1):
+        extra = n - tensor.shape[axis]
+        if extra > 0:
             edge = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
             tensor = torch.cat([tensor, edge.repeat_interleave(extra, dim=axis)], dim=axis)
     return tensor
+
+
+def pad_to_multiple(array: np.ndarray | Tensor, multiple: Size3) -> Tensor:
+    """Repeat the last voxels of ``(C, D, H, W)`` until every axis is a multiple."""
+    return pad_to_size(array, [-(-n // m) * m for n, m in zip(array.shape[1:], multiple, strict=True)])
