@@ -19,7 +19,7 @@ def piece(dice):
     [
         ({"a": 0.9, "b": 0.1, "c": 0.5}, ["median: c", "worst: b"]),
         ({"a": float("nan"), "b": 0.2, "c": 0.5}, ["median: c", "worst: b"]),
-        ({"a": float("nan")}, ["median: a", "worst: a"]),
+        ({"a": float("nan")}, ["median and worst: a"]),
     ],
 )
 def test_median_and_worst_case_are_shown(dice, expected):

@@ -128,4 +128,6 @@ def _median_and_worst(slices: dict[str, list[Slice]]) -> list[tuple[str, list[Sl
     ranked = sorted(dice, key=lambda case: (np.isnan(dice[case]), dice[case], case))
     defined = [case for case in ranked if not np.isnan(dice[case])] or ranked
     median, worst = defined[len(defined) // 2], defined[0]
+    if median == worst:
+        return [(f"median and worst: {median}", slices[median])]
     return [(f"median: {median}", slices[median]), (f"worst: {worst}", slices[worst])]
