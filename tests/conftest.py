@@ -1,10 +1,14 @@
 """Fixtures shared by all tests: a tiny phantom task, and a cache of its own."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from rare_lightning.data import make_phantom
+
+# Lightning calls deprecated parts of jsonargparse, which says so once a process, in whichever test comes first.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 
 @pytest.fixture(autouse=True)

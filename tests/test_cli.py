@@ -132,6 +132,9 @@ def test_overlays_train_and_test(phantom, tmp_path, overlays):
     assert fit(phantom, tmp_path / "run", *words) == 0
     assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt")]) == 0
     assert len(read_cases(tmp_path / "run")) == 16
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"].get("window_size") == config["data"]["patch_size"]
 
 
 @pytest.mark.parametrize("name", ["demo", "hippocampus", "brats"])

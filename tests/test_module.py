@@ -4,6 +4,8 @@ import torch
 
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, RAREUNet, SegmentationModule, UNet
 from rare_lightning.evaluation.tables import summarize
+from rare_lightning.networks import Prediction
+from rare_lightning.networks.grids import block_repeat
 
 
 def network(**settings):
@@ -128,8 +130,6 @@ def test_a_network_that_knows_the_truth_scores_one(head, data):
             self.label = batch["label"]
 
         def forward(self, images):
-            from rare_lightning.networks import Prediction
-
             [level] = images
             label = self.label[0 if self.answer_grid == "base" else level]
             one_hot = torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1)
@@ -144,6 +144,40 @@ def test_a_network_that_knows_the_truth_scores_one(head, data):
     assert summary["fine"]["levels"]["0"]["mean"]["dice"] == 1
     # What a level cannot resolve is lost on its own grid, and kept by answers on the base grid.
     assert (summary["fine"]["levels"]["1"]["mean"]["dice"] == 1) is (head == "sub_voxel")
+
+
+@pytest.mark.parametrize("head", ["sub_voxel", "plain"])
+def test_windows_agree_with_the_whole_volume(head):
+    torch.manual_seed(0)
+    module = SegmentationModule(network(head=head, strides=[[2, 2, 1], [2, 2, 2]]), NAMES, window_size=[32, 32, 32])
+    module.eval()
+    for level in module.levels:
+        stride = module.network.level_stride(level)
+        image = torch.randn(1, 1, *(32 // s for s in stride))
+        with torch.no_grad():
+            torch.testing.assert_close(module._predict_whole({level: image}).logits, module({level: image}).logits)
+            # Larger than a window in every axis, and smaller than one: the answer lies on the same grid.
+            for extent in (48, 24):
+                image = torch.randn(1, 1, *(extent // s for s in stride))
+                windowed, whole = (f({level: image}).logits[level] for f in (module._predict_whole, module))
+                assert windowed.shape == whole.shape
+
+
+def test_a_blend_of_windows_is_where_the_volume_is():
+    """A network that answers what it sees answers the volume, however it is cut."""
+    module = SegmentationModule(network(), NAMES, window_size=[16, 16, 16])
+    module.network = Echo()
+    image = torch.randn(1, 3, 40, 24, 16)
+    logits = module._predict_whole({0: image, 1: image}).logits
+    torch.testing.assert_close(logits[0], image)
+    torch.testing.assert_close(logits[1], block_repeat(image, (2, 2, 2)))
+
+
+class Echo(torch.nn.Module):
+    level_stride = staticmethod(lambda level: (2**level,) * 3)
+
+    def forward(self, images):
+        return Prediction({k: block_repeat(image, self.level_stride(k)) for k, image in images.items()}, {}, {})
 
 
 def test_a_test_batch_holds_one_case(data):

@@ -71,6 +71,7 @@ class RareCLI(LightningCLI):
         network = "model.network.init_args."
         for name in ("levels", "depth", "strides"):
             parser.link_arguments(f"data.{name}", network + name)
+        parser.link_arguments("data.patch_size", "model.window_size")
         parser.link_arguments("data.root", network + "in_channels", compute_fn=_count_channels)
         parser.link_arguments("data.root", network + "out_channels", compute_fn=_count_classes)
         parser.link_arguments("data.root", "model.class_names", compute_fn=_class_names)
@@ -257,7 +258,8 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for section in settings.values():
         section.pop("_instantiator", None)
     # What follows from the data is linked to it and not to be given.
-    settings["model"].pop("class_names")
+    for name in ("class_names", "window_size"):
+        settings["model"].pop(name, None)
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]

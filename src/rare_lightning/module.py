@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore
 
@@ -58,6 +59,9 @@ class SegmentationModule(L.LightningModule):
             ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
         train_levels: Levels that take part in training; all of the network's if None.
         nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
+        window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
+            the training patches: normalisation per sample sees other statistics in another extent. None for networks
+            that were trained on whole volumes.
 
     Raises:
         ValueError: If train_levels names levels that the network does not know.
@@ -72,6 +76,7 @@ class SegmentationModule(L.LightningModule):
         scheduler: Scheduler = "one_cycle",
         train_levels: list[int] | None = None,
         nsd_tolerance_mm: float = 1.0,
+        window_size: list[int] | None = None,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -89,6 +94,7 @@ class SegmentationModule(L.LightningModule):
         if not set(self.train_levels) <= set(self.levels) or not self.train_levels:
             raise ValueError(f"train_levels {self.train_levels} must be some of the network's {list(self.levels)}")
         self.nsd_tolerance_mm = nsd_tolerance_mm
+        self.window_size = window_size
         self.train_dice = self._configure_dice()
         self.val_dice = self._configure_dice()
 
@@ -109,7 +115,8 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Objective over the training levels."""
-        prediction, parts = self._predict_and_compare(batch, self.train_levels)
+        prediction = self({level: batch["image"][level] for level in self.train_levels})
+        parts = self._compare(prediction, batch)
         size = len(batch["case"])
         loss = parts.pop("loss")
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
@@ -123,7 +130,8 @@ class SegmentationModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Objective and Dice over all levels."""
-        prediction, parts = self._predict_and_compare(batch, self.levels)
+        prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
+        parts = self._compare(prediction, batch)
         size = len(batch["case"])
         self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=size, sync_dist=True)
         self._update_dice(self.val_dice, prediction, batch)
@@ -160,9 +168,33 @@ class SegmentationModule(L.LightningModule):
             for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
                 state.pop(length, None)
 
-    def _predict_and_compare(self, batch: Batch, levels: Sequence[int]) -> tuple[Prediction, dict[str, Tensor]]:
-        prediction = self({level: batch["image"][level] for level in levels})
-        return prediction, self.objective(prediction, self._targets(batch["label"], levels), self.current_epoch)
+    def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        targets = self._targets(batch["label"], list(prediction.logits))
+        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
+        return parts
+
+    def _predict_whole(self, images: Pyramid) -> Prediction:
+        """Segment whole volumes, in windows where there is a window size.
+
+        Then each level runs alone, its windows blended with Gaussian weights, and there are no features to compare.
+        """
+        if self.window_size is None:
+            prediction: Prediction = self(images)
+            return prediction
+        logits: Pyramid = {}
+        for level, image in images.items():
+            stride = self.network.level_stride(level)
+            size = [n // s for n, s in zip(self.window_size, stride, strict=True)]
+
+            def predict(window: Tensor, level: int = level) -> Tensor:
+                answer: Tensor = self({level: window}).logits[level]
+                return answer
+
+            # On the grid that the network answers on: MONAI reads the zoom off the first window's answer.
+            logits[level] = sliding_window_inference(
+                image, size, 1, predict, overlap=0.25, mode="gaussian", padding_mode="replicate"
+            )
+        return Prediction(logits, {}, {})
 
     def _targets(self, labels: Pyramid, levels: Sequence[int]) -> Pyramid:
         """Labels on the grids that the heads answer on."""
@@ -192,7 +224,7 @@ class SegmentationModule(L.LightningModule):
         stride = self.network.level_stride(level)
         shape = batch["shape"][0].tolist()
         x, y, z = batch["spacing"][0].tolist()
-        logits = self({level: batch["image"][level]}).logits[level]
+        logits = self._predict_whole({level: batch["image"][level]}).logits[level]
         on_level, on_base = level_and_base_probabilities(logits, stride, self.network.answer_grid)
         predictions: dict[Truth, Tensor] = {
             "level": without_padding(to_labels(on_level[0]), shape, stride),
