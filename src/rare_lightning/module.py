@@ -62,6 +62,8 @@ class SegmentationModule(L.LightningModule):
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
             that were trained on whole volumes.
+        channels_last: Keep the channels of a voxel beside each other in memory: faster on CPUs, and anywhere with mixed
+            precision.
 
     Raises:
         ValueError: If train_levels names levels that the network does not know.
@@ -77,6 +79,7 @@ class SegmentationModule(L.LightningModule):
         train_levels: list[int] | None = None,
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -84,7 +87,9 @@ class SegmentationModule(L.LightningModule):
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
             self.save_hyperparameters(logger=False)
         keep_plain_hyperparameters(self)
-        self.network = network
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        # Only the convolutions' kernels have an order of channels and voxels.
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing from its stub
         self.class_names = class_names
         self.objective = objective or MultiResolutionLoss()
         self.optimizer = optimizer
@@ -110,7 +115,9 @@ class SegmentationModule(L.LightningModule):
 
     def forward(self, images: Pyramid) -> Prediction:
         """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level."""
-        prediction: Prediction = self.network(images)
+        prediction: Prediction = self.network(
+            {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
+        )
         return prediction
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

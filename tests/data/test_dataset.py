@@ -6,6 +6,7 @@ import torchio as tio
 from rare_lightning.data.cache import write_cached
 from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
 from rare_lightning.data.preprocessing import Preprocessing
+from rare_lightning.data.pyramid import PyramidCollate
 from rare_lightning.data.task import read_task
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
@@ -23,59 +24,61 @@ def find(patch, volume):
 
 
 def test_patches_are_cut_from_image_and_label_alike(cases):
-    patches = TrainingPatches(cases, (16, 16, 16), STRIDES, patches_per_case=2)
+    patches = TrainingPatches(cases, (16, 16, 16), patches_per_case=2)
     assert len(patches) == 12
     for index in (0, 7):
         item = patches[index]
         case = cases[index % 6]
         assert item["case"] == case.case_id
-        x, y, z = find(item["image"][0][0].numpy(), case.image[0])
-        assert np.array_equal(item["label"][0], case.label[0, x : x + 16, y : y + 16, z : z + 16])
-        assert item["image"][2].shape == (1, 4, 4, 4)
+        x, y, z = find(item.image.numpy()[0], case.image[0])
+        assert np.array_equal(item.label.numpy()[0], case.label[0, x : x + 16, y : y + 16, z : z + 16])
 
 
 def test_patches_move_about(cases):
-    patches = TrainingPatches(cases, (16, 16, 16), STRIDES)
-    places = {find(patches[0]["image"][0][0].numpy(), cases[0].image[0]) for _ in range(12)}
+    patches = TrainingPatches(cases, (16, 16, 16))
+    places = {find(patches[0].image.numpy()[0], cases[0].image[0]) for _ in range(12)}
     assert len(places) > 6
 
 
 def test_foreground_patches_hold_each_class_in_turn(cases):
-    patches = TrainingPatches(cases, (8, 8, 8), STRIDES[:2], foreground_fraction=1.0)
-    found = [set(torch.unique(patches[i % 6]["label"][0]).tolist()) - {0} for i in range(24)]
+    patches = TrainingPatches(cases, (8, 8, 8), foreground_fraction=1.0)
+    found = [set(np.unique(patches[i % 6].label.numpy()).tolist()) - {0} for i in range(24)]
     assert all(found)
     assert set().union(*found) == {1, 2}
-    blind = TrainingPatches(cases, (8, 8, 8), STRIDES[:2])
-    assert not all((blind[i % 6]["label"][0] > 0).any() for i in range(24))
+    blind = TrainingPatches(cases, (8, 8, 8))
+    assert not all((blind[i % 6].label.numpy() > 0).any() for i in range(24))
 
 
 def test_a_patch_larger_than_the_volume_is_what_evaluation_sees(cases):
-    whole = WholeVolumes(cases[:1], (32, 32, 32), STRIDES)[0]
-    size = tuple(whole["image"][0].shape[1:])
-    item = TrainingPatches(cases, size, STRIDES, foreground_fraction=1.0)[0]
-    for level in range(3):
-        assert torch.equal(item["image"][level], whole["image"][level])
-        assert torch.equal(item["label"][level], whole["label"][level])
+    collate = PyramidCollate(STRIDES)
+    size = tuple(-(-n // 4) * 4 for n in cases[0].shape)
+    whole = collate([WholeVolumes(cases)[0]])
+    for patches in (TrainingPatches(cases), TrainingPatches(cases, size, foreground_fraction=1.0)):
+        batch = collate([patches[0]])
+        for level in range(3):
+            assert torch.equal(batch["image"][level], whole["image"][level])
+            assert torch.equal(batch["label"][level], whole["label"][level])
 
 
 def test_augmentation_moves_image_and_label_together(cases):
     flip = tio.RandomFlip(axes=[0], flip_probability=1)
-    size = tuple(n // 4 * 4 for n in cases[0].shape)  # no padding, which stays at the far end
-    torch.manual_seed(3)
-    plain = TrainingPatches(cases, size, STRIDES)[0]
-    torch.manual_seed(3)
-    flipped = TrainingPatches(cases, size, STRIDES, tio.Compose([flip]))[0]
-    for level in range(3):
-        torch.testing.assert_close(flipped["image"][level], plain["image"][level].flip(1))
-    assert torch.equal(flipped["label"][0], plain["label"][0].flip(0))
+    plain, flipped = TrainingPatches(cases)[0], TrainingPatches(cases, augmentation=tio.Compose([flip]))[0]
+    assert np.array_equal(flipped.image.numpy(), plain.image.numpy()[:, ::-1])
+    assert np.array_equal(flipped.label.numpy(), plain.label.numpy()[:, ::-1])
 
 
-def test_whole_volumes_are_padded_at_the_far_end(cases):
-    volumes = WholeVolumes(cases, (16, 16, 16), STRIDES)
+def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
+    volumes = WholeVolumes(cases)
     assert len(volumes) == 6
-    item = volumes[1]
-    d, h, w = item["shape"].tolist()
-    assert (d, h, w) == cases[1].shape
-    assert all(n % 16 == 0 for n in item["image"][0].shape[1:])
-    assert np.array_equal(item["image"][0][:, :d, :h, :w], cases[1].image)
-    assert item["spacing"].tolist() == pytest.approx(cases[1].spacing)
+    batch = PyramidCollate(STRIDES)([volumes[1], volumes[2]])
+    largest = np.max([cases[1].shape, cases[2].shape], axis=0)
+    assert all(
+        n % 4 == 0 and 0 <= n - needed < 4 for n, needed in zip(batch["image"][0].shape[2:], largest, strict=True)
+    )
+    for row, case in enumerate(cases[1:3]):
+        assert batch["case"][row] == case.case_id
+        d, h, w = batch["shape"][row].tolist()
+        assert (d, h, w) == case.shape
+        assert np.array_equal(batch["image"][0][row, :, :d, :h, :w], case.image)
+        assert (batch["label"][0][row, d:] == batch["label"][0][row, d - 1]).all()
+        assert batch["spacing"][row].tolist() == pytest.approx(case.spacing)

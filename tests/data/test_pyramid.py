@@ -4,7 +4,7 @@ import torch
 import torchio as tio
 
 from rare_lightning.data.cache import as_subject
-from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, level_affine, make_pyramid, pad_to_multiple
+from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, level_affine, make_pyramid, pad_to_size
 
 OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
 
@@ -92,8 +92,8 @@ def test_pyramid_has_images_and_labels_of_every_level():
 
 def test_padding_repeats_the_edge_and_keeps_the_first_voxel_first():
     volume = torch.randn(1, 5, 8, 3)
-    padded = pad_to_multiple(volume, (4, 4, 4))
+    padded = pad_to_size(volume, (8, 8, 4))
     assert padded.shape == (1, 8, 8, 4)
     assert torch.equal(padded[:, :5, :, :3], volume)
     assert torch.equal(padded[:, 7, :, 3], volume[:, 4, :, 2])
-    assert torch.equal(pad_to_multiple(padded, (4, 4, 4)), padded)
+    assert torch.equal(pad_to_size(padded, (4, 8, 4)), padded)

@@ -83,8 +83,8 @@ def test_features_of_gateway_and_encoder_match_in_shape():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ({0: (16, 16, 24)}, r"multiple of \(16, 16, 16\)"),
-        ({3: (2, 2, 2)}, r"at least \(2, 2, 4\)"),
+        ({3: (2, 2, 2)}, r"one axis must reach \(3, 3, 3\)"),
+        ({0: (16, 9, 16)}, r"one axis must reach \(17, 17, 17\)"),
         ({0: (32, 32, 32), 1: (16, 16, 32)}, "covers"),
         ({4: (32, 32, 32)}, r"knows levels \[0, 1, 2, 3\]"),
         ({}, "knows levels"),
@@ -93,6 +93,18 @@ def test_features_of_gateway_and_encoder_match_in_shape():
 def test_bad_inputs_are_refused_with_the_rule(images, message):
     with pytest.raises(ValueError, match=message):
         RAREUNet(2, 3, 4)({level: torch.randn(1, 2, *size) for level, size in images.items()})
+
+
+@pytest.mark.parametrize("size", [(5, 7, 6), (1, 1, 3)])
+def test_sizes_need_no_common_factor(size):
+    network = RAREUNet(2, 3, 4).eval()
+    pyramid = {level: torch.randn(1, 2, *(n * 8 // 2**level for n in size)) for level in network.levels}
+    together = network(pyramid).logits
+    for level, image in pyramid.items():
+        assert together[level].shape[2:] == tuple(n * 8 for n in size)
+        torch.testing.assert_close(network({level: image}).logits[level], together[level])
+    odd = torch.randn(1, 2, 17, 5, 3)
+    assert network({0: odd}).logits[0].shape[2:] == odd.shape[2:]
 
 
 @pytest.mark.parametrize(

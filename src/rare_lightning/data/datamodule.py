@@ -15,7 +15,7 @@ from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached
 from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
-from rare_lightning.data.pyramid import LabelDownsampling
+from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, read_task
 from rare_lightning.errors import UserError
@@ -30,14 +30,14 @@ class DecathlonDataModule(L.LightningDataModule):
     Args:
         root: Folder of the task, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
         levels: Highest resolution level.
-        depth: Down-samplings of the network; volumes are padded to what they need.
+        depth: Down-samplings of the network.
         strides: Per-axis stride of each down-sampling: one number, or ``depth`` triples.
         spacing: Base spacing in mm along (right, anterior, superior); the median of the training cases if None.
         normalize: ``zscore`` or ``percentile``, per case and channel.
         foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
         label_downsampling: ``majority`` or ``nearest``.
         augmentation: TorchIO transforms, applied in order to training patches.
-        patch_size: Training patch in base voxels; None for whole volumes, padded to the largest training case.
+        patch_size: Training patch in base voxels; None for whole volumes, padded to the largest of their batch.
         patches_per_case: Training patches per case and epoch.
         foreground_fraction: Share of training patches placed on a foreground voxel.
         batch_size: Training patches per step and process.
@@ -82,7 +82,6 @@ class DecathlonDataModule(L.LightningDataModule):
         self.root = root
         stages = stage_strides(depth, strides)
         self.strides = [level_stride(stages, level) for level in range(levels + 1)]
-        self.multiple = level_stride(stages, depth)
         self.spacing = spacing
         self.normalize = normalize
         self.foreground = foreground
@@ -125,16 +124,12 @@ class DecathlonDataModule(L.LightningDataModule):
         for case in track(new, "Preprocessing", transient=True):
             write_cached(case, self.preprocessing, self.cache_dir)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[tio.Subject]:
         """Shuffled batches of training patches."""
-        cases = self._cached(self.split.train)
-        patch_size = self.patch_size or self._whole_volume_patch(cases)
         dataset = TrainingPatches(
-            cases,
-            patch_size,
-            self.strides,
+            self._cached(self.split.train),
+            self.patch_size,
             self.augmentation,
-            self.label_downsampling,
             self.patches_per_case,
             self.foreground_fraction,
         )
@@ -145,11 +140,11 @@ class DecathlonDataModule(L.LightningDataModule):
             )
         return self._loader(dataset, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole validation cases, one per batch."""
-        return self._loader(self._whole(self.split.val))
+        return self._loader(WholeVolumes(self._cached(self.split.val)))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole test cases, one per batch.
 
         Raises:
@@ -159,7 +154,7 @@ class DecathlonDataModule(L.LightningDataModule):
             raise UserError(
                 "the split holds out no test cases: raise data.test_fraction, or name them in the splits file"
             )
-        return self._loader(self._whole(self.split.test))
+        return self._loader(WholeVolumes(self._cached(self.split.test)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must know of its data to be used on other scans, and tested on the right cases."""
@@ -205,9 +200,10 @@ class DecathlonDataModule(L.LightningDataModule):
     def _checked_patch(self, patch_size: list[int] | None) -> Size3 | None:
         if patch_size is None:
             return None
-        if len(patch_size) != 3 or any(n < 1 or n % m for n, m in zip(patch_size, self.multiple, strict=False)):
+        deepest = self.strides[-1]
+        if len(patch_size) != 3 or any(n < 1 or n % s for n, s in zip(patch_size, deepest, strict=False)):
             raise UserError(
-                f"data.patch_size {patch_size} must be three multiples of {list(self.multiple)}, the network's stride"
+                f"data.patch_size {patch_size} must be three multiples of {list(deepest)}, the deepest level's voxel"
             )
         return patch_size[0], patch_size[1], patch_size[2]
 
@@ -228,15 +224,11 @@ class DecathlonDataModule(L.LightningDataModule):
             cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
         return cases
 
-    def _whole(self, case_ids: Sequence[str]) -> WholeVolumes:
-        return WholeVolumes(self._cached(case_ids), self.multiple, self.strides, self.label_downsampling)
-
-    def _whole_volume_patch(self, cases: Sequence[CachedCase]) -> Size3:
-        x, y, z = (
-            -(-max(case.shape[axis] for case in cases) // multiple) * multiple
-            for axis, multiple in enumerate(self.multiple)
+    def _loader(self, dataset: Dataset[tio.Subject], **options: Any) -> DataLoader[tio.Subject]:
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=PyramidCollate(self.strides, self.label_downsampling),
+            **options,
         )
-        return x, y, z
-
-    def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
-        return DataLoader(dataset, num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **options)

@@ -1,13 +1,14 @@
 """Bringing images and labels down to the level grids."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchio as tio
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
 from rare_lightning.networks.grids import Size3, block_average
@@ -98,6 +99,41 @@ def pad_to_size(array: np.ndarray | Tensor, size: Sequence[int]) -> Tensor:
     return tensor
 
 
-def pad_to_multiple(array: np.ndarray | Tensor, multiple: Size3) -> Tensor:
-    """Repeat the last voxels of ``(C, D, H, W)`` until every axis is a multiple."""
-    return pad_to_size(array, [-(-n // m) * m for n, m in zip(array.shape[1:], multiple, strict=True)])
+class PyramidCollate:
+    """Collate function of the data loaders: subjects of any size to one batch of level pyramids.
+
+    Volumes are padded at their far end, to whole voxels of the deepest level and to the largest of the batch.
+
+    Args:
+        strides: Cumulative stride of each level.
+        label_downsampling: How labels reach the level grids.
+    """
+
+    def __init__(self, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority") -> None:
+        self.strides = list(strides)
+        self.label_downsampling = label_downsampling
+
+    def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
+        """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
+
+        Noted are ``case``, its id, and for the way back ``shape``, voxels before padding, and ``spacing``, mm.
+        """
+        largest = np.max([subject.spatial_shape for subject in subjects], axis=0)
+        size = [int(-(-n // s) * s) for n, s in zip(largest, self.strides[-1], strict=True)]
+        items = []
+        for subject in subjects:
+            shape, spacing = subject.spatial_shape, subject.spacing
+            for part in (subject.image, subject.label):
+                part.set_data(pad_to_size(part.data, size))
+            images, labels = make_pyramid(subject, self.strides, self.label_downsampling)
+            items.append(
+                {
+                    "image": images,
+                    "label": labels,
+                    "case": subject["case"],
+                    "shape": torch.tensor(shape),
+                    "spacing": torch.tensor(spacing, dtype=torch.float64),
+                }
+            )
+        batch: dict[str, Any] = default_collate(items)
+        return batch

@@ -81,7 +81,8 @@ class RAREUNet(MultiResolutionNetwork):
 
         widths = list(features)
         self.encoder = nn.ModuleList(block(i, o) for i, o in zip([in_channels, *widths[:-2]], widths[:-1], strict=True))
-        self.pool = nn.ModuleList(nn.MaxPool3d(stride) for stride in self.strides)
+        # An odd size keeps its last voxel, so that scans of any size can enter.
+        self.pool = nn.ModuleList(nn.MaxPool3d(stride, ceil_mode=True) for stride in self.strides)
         self.bottleneck = block(widths[-2], widths[-1])
         self.upsample = nn.ModuleList(
             nn.ConvTranspose3d(widths[k + 1], widths[k], stride, stride) for k, stride in enumerate(self.strides)
@@ -107,22 +108,14 @@ class RAREUNet(MultiResolutionNetwork):
         """Voxel size of a level in base voxels, per axis."""
         return level_stride(self.strides, level)
 
-    def size_multiple(self, level: int = 0) -> Size3:
-        """What every axis of an input of this level must be a multiple of."""
-        x, y, z = (
-            whole // part
-            for whole, part in zip(level_stride(self.strides, len(self.strides)), self.level_stride(level), strict=True)
-        )
-        return x, y, z
-
     def forward(self, images: Pyramid) -> Prediction:
         """Segment images of any subset of the levels.
 
         Args:
-            images: Level -> ``(B, in_channels, D_l, H_l, W_l)``. All levels cover the same physical extent.
+            images: Level -> ``(B, in_channels, D_l, H_l, W_l)`` of any size. All levels cover the same physical extent.
 
         Raises:
-            ValueError: If a level is unknown, or a size is not a multiple of :meth:`size_multiple` or is too small.
+            ValueError: If a level is unknown, or an image is too small, or covers another extent than the others.
         """
         self._check(images)
         entries = sorted(images)
@@ -147,7 +140,9 @@ class RAREUNet(MultiResolutionNetwork):
 
         x = self.bottleneck(self.pool[-1](x))
         for stage in reversed(range(entries[0], len(self.encoder))):
-            x = self.decoder[stage](torch.cat([skips.pop(stage), self.upsample[stage](x)], dim=1))
+            skip = skips.pop(stage)
+            d, h, w = skip.shape[2:]
+            x = self.decoder[stage](torch.cat([skip, self.upsample[stage](x)[..., :d, :h, :w]], dim=1))
             if stage in images:
                 staying = sum(count for level, count in zip(entries, counts, strict=True) if level < stage)
                 logits[stage] = self.heads[str(stage)](x[staying:])
@@ -157,17 +152,16 @@ class RAREUNet(MultiResolutionNetwork):
     def _check(self, images: Pyramid) -> None:
         if not images or not set(images) <= set(self.levels):
             raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+        bottleneck = level_stride(self.strides, len(self.strides))
         extent: Size3 | None = None
         for level, image in sorted(images.items()):
-            multiple, size = self.size_multiple(level), tuple(image.shape[2:])
-            if any(n % m for n, m in zip(size, multiple, strict=True)):
-                raise ValueError(f"level {level} image has size {size}: every axis must be a multiple of {multiple}")
-            if prod(n // m for n, m in zip(size, multiple, strict=True)) < self._smallest_bottleneck:
-                needed = (*multiple[:2], 2 * multiple[2])
+            stride, size = self.level_stride(level), tuple(image.shape[2:])
+            x, y, z = (n * s for n, s in zip(size, stride, strict=True))
+            if prod(-(-n // s) for n, s in zip((x, y, z), bottleneck, strict=True)) < self._smallest_bottleneck:
+                needed = tuple(whole // part + 1 for whole, part in zip(bottleneck, stride, strict=True))
                 raise ValueError(
-                    f"level {level} image has size {size}, which is too small: at least {needed} is needed"
+                    f"level {level} image has size {size}, which is too small: one axis must reach {needed}"
                 )
-            x, y, z = (n * s for n, s in zip(size, self.level_stride(level), strict=True))
             if extent is not None and (x, y, z) != extent:
                 raise ValueError(f"level {level} image covers {(x, y, z)} base voxels, a lower level covers {extent}")
             extent = x, y, z
