@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, RAREUNet, SegmentationModule, UNet
+from rare_lightning.errors import UserError
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.networks import Prediction
 from rare_lightning.networks.grids import block_repeat
@@ -55,6 +56,14 @@ def test_levels_left_out_of_training_do_not_learn(data, tmp_path):
     changed = {name for name, p in module.network.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.startswith("gateways.1") for name in changed)
     assert not any(name.startswith(("encoder.0", "heads.0", "decoder.0")) for name in changed)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
+    module = SegmentationModule(network(), NAMES)
+    with torch.no_grad():
+        module.network.heads["1"].conv.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 0 on hippocampus_\d+"):
+        trainer(tmp_path).fit(module, data)
 
 
 @pytest.mark.parametrize("levels", [[], [2], [0, 5]])

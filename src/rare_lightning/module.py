@@ -14,6 +14,7 @@ from torchmetrics.segmentation import DiceScore
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
+from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
     Truth,
@@ -121,11 +122,21 @@ class SegmentationModule(L.LightningModule):
         return prediction
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective over the training levels."""
+        """Objective over the training levels.
+
+        Raises:
+            UserError: If the loss is not finite.
+        """
         prediction = self({level: batch["image"][level] for level in self.train_levels})
         parts = self._compare(prediction, batch)
         size = len(batch["case"])
         loss = parts.pop("loss")
+        if not torch.isfinite(loss):
+            # One such step leaves NaN in every weight, and the rest of the run trains nothing.
+            raise UserError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch} on {', '.join(batch['case'])}. Go on from "
+                "the run's last checkpoint, with a lower learning rate or --trainer.precision 32-true"
+            )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in parts.items()}, on_step=False, on_epoch=True, batch_size=size)
         self._update_dice(self.train_dice, prediction, batch)
@@ -211,7 +222,8 @@ class SegmentationModule(L.LightningModule):
         targets = self._targets(batch["label"], list(prediction.logits))
         for level, logits in prediction.logits.items():
             metric: Any = metrics[str(level)]
-            metric.update(logits.detach().argmax(dim=1), targets[level].long())
+            # torch's argmax over a strided axis takes five times as long as its max.
+            metric.update(logits.detach().max(dim=1).indices, targets[level].long())
 
     def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
         means = []
