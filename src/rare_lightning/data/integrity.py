@@ -1,16 +1,15 @@
 """Checks of every case before training, so that all problems are seen at once and early."""
 
-import gzip
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
+from rare_lightning.data.voxels import is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
 
 GEOMETRY_TOLERANCE = 1e-3
@@ -29,11 +28,11 @@ def find_problems(case: Case, task: Task) -> list[str]:
         try:
             image = kind(path)
             image.load()
-            loaded.append((image, _voxels(path, image)))
+            loaded.append((image, read_nifti(path) if is_nifti(path) else image.numpy()))
         # Readers raise whatever they like on broken bytes; each becomes a line of the report.
         except Exception as error:
-            reason = "file not found" if not Path(path).is_file() else f"cannot be read ({_first_line(error)})"
-            problems.append(f"{case.case_id}: {path}: {reason}")
+            what = "file not found" if not Path(path).is_file() else f"cannot be read ({reason(error)})"
+            problems.append(f"{case.case_id}: {path}: {what}")
     if problems:
         return problems
     (image, data), (label, _) = loaded
@@ -90,22 +89,3 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
         raise UserError(
             f"{task.root}: {len(problems)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
         )
-
-
-def _voxels(path: Path, image: tio.Image) -> np.ndarray:
-    """Voxels as they are in the file, in any order of axes.
-
-    ITK, with which TorchIO reads, fills up a truncated NIfTI file with zeros and takes NaN for 0, without a word.
-    """
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            while stream.read(1 << 24):  # to the very end, where the checksum is
-                pass
-    if path.name.endswith((".nii", ".nii.gz")):
-        return nib.load(path, mmap=False).get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
-    return image.numpy()  # type: ignore[no-any-return]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
