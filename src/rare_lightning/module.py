@@ -134,8 +134,8 @@ class SegmentationModule(L.LightningModule):
         if not torch.isfinite(loss):
             # One such step leaves NaN in every weight, and the rest of the run trains nothing.
             raise UserError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch} on {', '.join(batch['case'])}. Go on from "
-                "the run's last checkpoint, with a lower learning rate or --trainer.precision 32-true"
+                f"the loss became {loss.item()} in epoch {self.current_epoch} on {', '.join(batch['case'])}. Go on "
+                "from the run's last checkpoint, with a lower learning rate or --trainer.precision 32-true"
             )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in parts.items()}, on_step=False, on_epoch=True, batch_size=size)
