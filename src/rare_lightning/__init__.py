@@ -2,6 +2,7 @@
 
 from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.data import DecathlonDataModule, make_phantom
+from rare_lightning.inference import Segmenter, load
 from rare_lightning.module import SegmentationModule
 from rare_lightning.networks import RAREUNet, UNet
 from rare_lightning.objectives import MultiResolutionLoss
@@ -13,8 +14,10 @@ __all__ = [
     "MultiResolutionLoss",
     "RAREUNet",
     "SegmentationModule",
+    "Segmenter",
     "TestReport",
     "TrainingRecord",
     "UNet",
+    "load",
     "make_phantom",
 ]

@@ -5,19 +5,20 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from rare_lightning.callbacks import TestReport, TrainingRecord
-from rare_lightning.data import DecathlonDataModule, make_phantom
-from rare_lightning.data.integrity import check_cases
+from rare_lightning.commands import COMMANDS as TOOLS
+from rare_lightning.commands import parser_of
+from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
@@ -127,26 +128,11 @@ class RareCLI(LightningCLI):
             )
 
 
-def check_data(root: str) -> None:
-    """Check every case of a Decathlon task and list all problems.
-
-    Args:
-        root: Folder with dataset.json.
-
-    Raises:
-        UserError: If there are problems.
-    """
-    task = read_task(root)
-    check_cases(task, task.cases)
-    print(f"{root}: {len(task.cases)} cases, no problems")
-
-
-TOOLS: dict[str, Callable[..., None]] = {"data check": check_data, "phantom": make_phantom}
-
 COMMANDS = {
     "fit": "Train a network: rare fit --config configs/hippocampus.yaml --data.root ROOT",
     "validate": "Score a checkpoint on its validation cases: rare validate --ckpt_path CHECKPOINT",
     "test": "Score a checkpoint on its test cases and write the report: rare test --ckpt_path CHECKPOINT",
+    "predict": "Segment scans: rare predict --ckpt_path CHECKPOINT --input SCAN_OR_FOLDER ... --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
 }
@@ -196,12 +182,10 @@ def _report_wrong_words(words: list[str], error: ArgumentError) -> int:
 
 
 def _run(words: list[str]) -> None:
-    for name, tool in TOOLS.items():
+    for name, command in TOOLS.items():
         length = len(name.split())
         if words[:length] == name.split():
-            parser = ArgumentParser(prog=f"rare {name}", description=COMMANDS[name], exit_on_error=False)
-            parser.add_function_arguments(tool, as_positional=True)
-            tool(**parser.parse_args(words[length:]).as_dict())
+            command(**parser_of(name, COMMANDS[name]).parse_args(words[length:]).as_dict())
             return
     if words[0] not in COMMANDS:
         raise UserError(f"there is no command {words[0]!r}. Commands: {', '.join(COMMANDS)}")
@@ -236,7 +220,7 @@ def _silence_noise() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+        logging.getLogger(name).addFilter(lambda record: "for seamless cloud" not in record.getMessage().lower())
 
 
 def _with_settings_of_checkpoint(words: list[str]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore
 
@@ -23,6 +22,7 @@ from rare_lightning.evaluation.protocol import (
     to_labels,
     without_padding,
 )
+from rare_lightning.inference.windows import segment_level
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
 
@@ -199,19 +199,12 @@ class SegmentationModule(L.LightningModule):
         if self.window_size is None:
             prediction: Prediction = self(images)
             return prediction
-        logits: Pyramid = {}
-        for level, image in images.items():
-            stride = self.network.level_stride(level)
-            size = [n // s for n, s in zip(self.window_size, stride, strict=True)]
-
-            def predict(window: Tensor, level: int = level) -> Tensor:
-                answer: Tensor = self({level: window}).logits[level]
-                return answer
-
-            # On the grid that the network answers on: MONAI reads the zoom off the first window's answer.
-            logits[level] = sliding_window_inference(
-                image, size, 1, predict, overlap=0.25, mode="gaussian", padding_mode="replicate"
+        logits = {
+            level: segment_level(
+                self.network, level, image.contiguous(memory_format=self.memory_format), self.window_size
             )
+            for level, image in images.items()
+        }
         return Prediction(logits, {}, {})
 
     def _targets(self, labels: Pyramid, levels: Sequence[int]) -> Pyramid:

@@ -56,6 +56,8 @@ class Preprocessing:
         values = channel[self._mask(channel)]
         if values.numel() < 2:
             values = channel.flatten()
+        if values.numel() < 2:
+            return torch.zeros_like(channel)
         if self.normalize == "zscore":
             # Accumulated in double: sums over millions of voxels lose digits in float32.
             shift, scale = values.double().mean(), values.double().std()

@@ -83,3 +83,49 @@ def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequ
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def plot_preview(
+    image: np.ndarray,
+    labels: np.ndarray,
+    image_spacing: Sequence[float],
+    label_spacing: Sequence[float],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
+    """Three planes of a scan through most foreground, with its segmentation; the file appears whole or not at all.
+
+    Args:
+        image: ``(D, H, W)`` in canonical order.
+        labels: Class indices in canonical order, of the same extent.
+        image_spacing: In mm.
+        label_spacing: In mm.
+        class_names: Background first.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    classes = len(class_names)
+    colors = ListedColormap((COLORS * classes)[: classes - 1])
+    low, high = np.percentile(image, [1, 99.5])
+    for axes, normal in zip(figure.subplots(1, 3), (2, 1, 0), strict=True):
+        foreground = (labels > 0).sum(tuple(axis for axis in range(3) if axis != normal))
+        index = int(foreground.argmax()) if foreground.any() else labels.shape[normal] // 2
+        where = (index + 0.5) * label_spacing[normal] / image_spacing[normal]
+        plane = image.take(min(int(where), image.shape[normal] - 1), axis=normal)
+        overlay = np.ma.masked_equal(labels.take(index, axis=normal), 0)
+        for shown, spacing, style in (
+            (plane, image_spacing, {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}),
+            (overlay, label_spacing, {"cmap": colors, "alpha": 0.5, "vmin": 1, "vmax": max(classes - 1, 2)}),
+        ):
+            width, height = (n * mm for n, mm in zip(shown.shape, np.delete(spacing, normal), strict=True))
+            axes.imshow(
+                shown.T, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **style
+            )
+        axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
+    handles = [
+        matplotlib.patches.Patch(color=c, label=n) for c, n in zip(COLORS * classes, class_names[1:], strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)

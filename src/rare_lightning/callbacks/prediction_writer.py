@@ -1,0 +1,108 @@
+"""Writes segmentations: a label map and a record per case, one table of volumes, previews."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from rare_lightning.errors import UserError
+from rare_lightning.evaluation.figures import plot_preview
+from rare_lightning.inference.prediction import Answer
+from rare_lightning.inference.scans import Scan, ScanFiles, write_array
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each answer as it comes, whole or not at all; the label map last, so that it says the case is done.
+
+    Args:
+        folder: Where ``NAME.nii.gz`` (or the scan's own format), ``NAME.json``, ``volumes.csv`` and ``NAME.png`` go.
+        classes: Class names by label value.
+        model: Names of the checkpoints, for the record.
+        preview: Write ``NAME.png``.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], model: Sequence[str], preview: bool = False) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self.classes = list(classes)
+        self.model = list(model)
+        self.preview = preview
+        self.failures: list[str] = []
+
+    def path_of(self, scan: ScanFiles) -> Path:
+        """Label map of a scan."""
+        return self.folder / (scan.name + scan.suffix)
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Answer,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one answer, or remember why there is none."""
+        files, answer, scan = prediction.files, prediction.segmentation, prediction.scan
+        if answer is None or scan is None:
+            self.failures.append(f"{files.name}: {prediction.failure}")
+            return
+        record = {
+            "scan": [path.name for path in files.paths],
+            "model": self.model,
+            "classes": dict(enumerate(self.classes)),
+            "spacing_mm": list(scan.geometry.spacing),
+            "level": answer.route.level,
+            "route": answer.route.note,
+            "volumes_ml": answer.volumes_ml,
+        }
+        print(f"{files.name}: {answer.route.note}")
+        try:
+            _write_text(self.folder / f"{files.name}.json", json.dumps(record, indent=1) + "\n")
+            if self.preview:
+                plot_preview(
+                    scan.geometry.to_canonical(scan.array[0]),
+                    answer.geometry.to_canonical(answer.labels),
+                    scan.geometry.canonical_spacing,
+                    answer.geometry.canonical_spacing,
+                    self.classes,
+                    self.folder / f"{files.name}.png",
+                )
+            own_grid = answer.geometry is scan.geometry
+            write_array(
+                answer.labels, scan if own_grid else Scan(answer.labels[None], answer.geometry), self.path_of(files)
+            )
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written to ({error.strerror or error})") from error
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring the failures of all processes together, and the volumes of all cases in the folder into one table."""
+        if dist.is_available() and dist.is_initialized():
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, self.failures)
+            self.failures = sorted(failure for failures in everyone for failure in failures)
+        if trainer.is_global_zero:
+            self._write_volumes()
+
+    def _write_volumes(self) -> None:
+        rows = []
+        for path in sorted(self.folder.glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            rows.append([path.stem, record["level"], *(f"{ml:.4f}" for ml in record["volumes_ml"].values())])
+        temporary = self.folder / ".volumes.csv"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])
+        os.replace(temporary, self.folder / "volumes.csv")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

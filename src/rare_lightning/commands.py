@@ -1,0 +1,112 @@
+"""What ``rare`` does without LightningCLI: checking data and predicting."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+from jsonargparse import ArgumentParser
+
+from rare_lightning.callbacks import PredictionWriter
+from rare_lightning.data import make_phantom
+from rare_lightning.data.integrity import check_cases
+from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
+from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
+
+
+def check_data(root: str) -> None:
+    """Check every case of a Decathlon task and list all problems.
+
+    Args:
+        root: Folder with dataset.json.
+
+    Raises:
+        UserError: If there are problems.
+    """
+    task = read_task(root)
+    check_cases(task, task.cases)
+    print(f"{root}: {len(task.cases)} cases, no problems")
+
+
+def predict(
+    ckpt_path: list[str],
+    input: list[str],
+    output: str,
+    grid: Literal["input", "base"] = "input",
+    level: int | None = None,
+    routing: RoutingStrategy = "mean",
+    mirror: bool = False,
+    preview: bool = False,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    num_workers: int = 1,
+) -> None:
+    """Segment scans of any resolution, each on its own grid.
+
+    Args:
+        ckpt_path: Checkpoint of rare fit; several are averaged.
+        input: Files, folders, DICOM folders, patterns, or CSV lists (image[,image2,...]).
+        output: Folder for NAME.nii.gz (or the scan's own format), NAME.json and volumes.csv.
+        grid: "input" answers on the scan's own grid, "base" at the base spacing in canonical orientation.
+        level: Enter every scan at this level, whatever its spacing.
+        routing: "mean" takes the level nearest to the mean spacing of a scan, "finest" to that of its finest axis.
+        mirror: Average over mirror images: eight times the work.
+        preview: Write NAME.png.
+        resume: Skip scans that have an answer in the output folder.
+        accelerator: As of Lightning's Trainer.
+        devices: As of Lightning's Trainer; the scans are spread over them.
+        num_workers: Processes that read scans beside the network.
+
+    Raises:
+        UserError: If there is nothing to do, or scans could not be segmented; it lists them with their reasons.
+    """
+    segmenter = Segmenter(ckpt_path, routing, mirror)
+    if level is not None and not 0 <= level < len(segmenter.level_strides):
+        raise UserError(f"--level {level}: the model has levels 0..{len(segmenter.level_strides) - 1}")
+    scans = find_scans(input)
+    folder = Path(output).expanduser()
+    writer = PredictionWriter(folder, segmenter.classes, [Path(path).name for path in ckpt_path], preview)
+    done = {scan.name for scan in scans if writer.path_of(scan).exists()}
+    if done and not resume:
+        raise UserError(f"{folder}: holds answers already ({', '.join(sorted(done)[:3])}, ...): --resume skips those")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (probe := folder / ".writable").touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+    waiting = [scan for scan in scans if scan.name not in done]
+    if done:
+        print(f"{len(done)} of {len(scans)} scans have answers and are skipped")
+    trainer = L.Trainer(
+        accelerator=accelerator, devices=devices, logger=False, callbacks=[writer], enable_progress_bar=False
+    )
+    loader = ScanDataset(waiting, segmenter, level).loader(min(num_workers, len(waiting)))
+    if waiting:
+        trainer.predict(PredictionModule(segmenter, grid == "base"), loader, return_predictions=False)
+    if writer.failures:
+        listing = "\n  ".join(writer.failures)
+        raise UserError(f"{len(writer.failures)} of {len(scans)} scans were not segmented:\n  {listing}")
+    print(f"{len(waiting)} segmentations in {folder}")
+
+
+def parser_of(name: str, purpose: str) -> ArgumentParser:
+    """Parser of a command's words."""
+    parser = ArgumentParser(prog=f"rare {name}", description=purpose, exit_on_error=False)
+    if name != "predict":
+        parser.add_function_arguments(COMMANDS[name], as_positional=True)
+        return parser
+    # jsonargparse would want lists in brackets.
+    parser.add_argument("--ckpt_path", nargs="+", required=True, help="checkpoint of rare fit; several are averaged")
+    parser.add_argument("--input", nargs="+", required=True, help="files, folders, patterns or CSV lists of scans")
+    parser.add_function_arguments(predict, as_positional=False, skip={"ckpt_path", "input"})
+    for flag in ("mirror", "preview", "resume"):
+        action = next(action for action in parser._actions if action.dest == flag)
+        action.nargs, action.const = argparse.OPTIONAL, True
+    return parser
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"data check": check_data, "phantom": make_phantom, "predict": predict}

@@ -1,0 +1,109 @@
+"""Segmenting many scans through Lightning's Trainer: what is read, what is run, and the record of each case."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from rare_lightning.data.voxels import reason
+from rare_lightning.errors import UserError
+from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
+from rare_lightning.inference.segmenter import Prepared, Segmentation, Segmenter
+
+OUT_OF_MEMORY = "ran out of memory: enter at a deeper --level, or use a machine with more"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan that was read, or the reason why not.
+
+    Attributes:
+        files: Where it lies.
+        scan: Its voxels along the file's axes.
+        prepared: What the network gets.
+        failure: Why there is neither.
+    """
+
+    files: ScanFiles
+    scan: Scan | None = None
+    prepared: Prepared | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a case: a segmentation, or the reason why there is none."""
+
+    files: ScanFiles
+    scan: Scan | None = None
+    segmentation: Segmentation | None = None
+    failure: str | None = None
+
+
+class ScanDataset(Dataset[Case]):
+    """Reads and prepares scans, so that loader processes do it beside the network.
+
+    Args:
+        scans: What to read.
+        segmenter: The model they are prepared for.
+        level: Enter all scans here, whatever their spacing.
+    """
+
+    def __init__(self, scans: Sequence[ScanFiles], segmenter: Segmenter, level: int | None = None) -> None:
+        self.scans = list(scans)
+        self.segmenter = segmenter
+        self.level = level
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index: int) -> Case:
+        """One case; a scan that cannot be used does not stop the others."""
+        files = self.scans[index]
+        try:
+            scan = read_scan(files)
+            return Case(files, scan, self.segmenter.prepare(scan, str(files.paths[0]), self.level))
+        except UserError as error:
+            return Case(files, failure=str(error))
+        except MemoryError:
+            return Case(files, failure=OUT_OF_MEMORY)
+
+    def loader(self, num_workers: int = 0) -> DataLoader[Case]:
+        """One case per batch, in order."""
+        return DataLoader(self, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0))
+
+
+class PredictionModule(L.LightningModule):
+    """Runs a segmenter's networks on the Trainer's device.
+
+    Args:
+        segmenter: The model.
+        on_base_grid: Answer at the base spacing instead of on the scan's grid.
+    """
+
+    def __init__(self, segmenter: Segmenter, on_base_grid: bool = False) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.on_base_grid = on_base_grid
+        self.networks = nn.ModuleList(segmenter.networks)  # so that Lightning moves them
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Nothing: the segmenter moves what its network needs."""
+        return batch
+
+    def predict_step(self, batch: Case, batch_idx: int) -> Answer:
+        """Segment a case; a failure is kept for the report."""
+        if batch.prepared is None:
+            return Answer(batch.files, failure=batch.failure)
+        try:
+            return Answer(batch.files, batch.scan, self.segmenter.segment(batch.prepared, self.on_base_grid))
+        except UserError as error:
+            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {OUT_OF_MEMORY} ({reason(error)})")

@@ -1,0 +1,99 @@
+"""Resampling between grids that share their axes and their first corner, separably and in slabs."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def axis_weights(size: int, spacing: float, new_size: int, new_spacing: float) -> Tensor:
+    """Matrix ``(new_size, size)`` that brings values along one axis to another spacing; rows sum to 1.
+
+    Coarser voxels average what they cover, in shares of whole voxels, which for whole ratios is the block average
+    that level grids are made by; finer ones interpolate linearly between voxel centres. Both grids begin at the same
+    corner. What lies beyond the far end repeats the last voxel.
+
+    Args:
+        size: Voxels.
+        spacing: Their spacing in mm.
+        new_size: Voxels wanted.
+        new_spacing: Their spacing in mm.
+    """
+    ratio = new_spacing / spacing
+    index = torch.arange(new_size, dtype=torch.float64)
+    source = torch.arange(size, dtype=torch.float64)
+    if ratio > 1:
+        # Length that each pair of voxels shares; the last voxel goes on for ever.
+        start, end = (index * ratio)[:, None], ((index + 1) * ratio)[:, None]
+        far = torch.where(source == size - 1, torch.inf, source + 1)
+        weights = (torch.minimum(end, far) - torch.maximum(start, source)).clamp_min(0)
+    else:
+        centre = ((index + 0.5) * ratio - 0.5).clamp(0, size - 1)
+        weights = (1 - (centre[:, None] - source).abs()).clamp_min(0)
+    return (weights / weights.sum(dim=1, keepdim=True)).float()
+
+
+def resample(volume: Tensor, spacing: Sequence[float], new_spacing: Sequence[float], new_size: Sequence[int]) -> Tensor:
+    """Bring ``(C, D, H, W)`` to another spacing (mm per axis) and size, axis by axis; see :func:`axis_weights`."""
+    for axis in _cheapest_first(volume.shape[1:], new_size):
+        volume = _resample_axis(volume, axis, spacing[axis], new_spacing[axis], new_size[axis])
+    return volume
+
+
+def resample_in_slabs(
+    volume: Tensor,
+    spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    new_size: Sequence[int],
+    voxels: int = 4_000_000,
+) -> Iterator[tuple[slice, Tensor]]:
+    """:func:`resample`, a slab of the first axis at a time, for results that do not fit into memory whole.
+
+    Args:
+        volume: ``(C, D, H, W)``.
+        spacing: Its spacing in mm.
+        new_spacing: Spacing wanted.
+        new_size: Size wanted.
+        voxels: Of a slab, roughly.
+
+    Yields:
+        Where on the first axis the slab lies, and the slab ``(C, d, H, W)``.
+    """
+    for axis in (1, 2):  # what shrinks, shrinks once for all slabs
+        if new_size[axis] <= volume.shape[axis + 1]:
+            volume = _resample_axis(volume, axis, spacing[axis], new_spacing[axis], new_size[axis])
+    weights = _weights_of_axis(volume, 0, spacing[0], new_spacing[0], new_size[0])
+    thickness = max(1, voxels // (new_size[1] * new_size[2]))
+    for first in range(0, new_size[0], thickness):
+        where = slice(first, min(first + thickness, new_size[0]))
+        slab = volume[:, where] if weights is None else _multiply(volume, 0, weights[where])
+        for axis in (1, 2):
+            if new_size[axis] > volume.shape[axis + 1]:
+                slab = _resample_axis(slab, axis, spacing[axis], new_spacing[axis], new_size[axis])
+        yield where, slab
+
+
+def _cheapest_first(size: Sequence[int], new_size: Sequence[int]) -> list[int]:
+    return sorted(range(3), key=lambda axis: new_size[axis] / size[axis])
+
+
+def _weights_of_axis(volume: Tensor, axis: int, spacing: float, new_spacing: float, new_size: int) -> Tensor | None:
+    """None where nothing changes."""
+    size = volume.shape[axis + 1]
+    if size == new_size and abs(spacing - new_spacing) * size < 1e-3 * spacing:
+        return None
+    return axis_weights(size, spacing, new_size, new_spacing).to(volume.device)
+
+
+def _resample_axis(volume: Tensor, axis: int, spacing: float, new_spacing: float, new_size: int) -> Tensor:
+    weights = _weights_of_axis(volume, axis, spacing, new_spacing, new_size)
+    return volume if weights is None else _multiply(volume, axis, weights)
+
+
+def _multiply(volume: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """Weights along one spatial axis, over the voxels that have any: a slab needs few of them."""
+    used = torch.nonzero(weights.any(dim=0)).flatten()
+    low, high = int(used[0]), int(used[-1]) + 1
+    part = volume.narrow(axis + 1, low, high - low)
+    product: Tensor = torch.tensordot(weights[:, low:high], part, dims=([1], [axis + 1]))
+    return product.movedim(0, axis + 1)

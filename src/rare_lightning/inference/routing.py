@@ -1,0 +1,79 @@
+"""Which level a scan enters at, from its voxel spacing in mm and never from its shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, fsum, log
+from typing import Literal
+
+from rare_lightning.data.preprocessing import Spacing
+from rare_lightning.networks.grids import Size3
+
+RoutingStrategy = Literal["mean", "finest"]
+TOLERANCE = 1e-3  # of a spacing: what headers round away is not resampled, as in training
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a scan enters, and what is done to it before.
+
+    Attributes:
+        level: Entry level.
+        spacing: Spacing of that level's grid in mm, which the scan is brought to.
+        note: The decision in words.
+    """
+
+    level: int
+    spacing: Spacing
+    note: str
+
+
+def route(
+    spacing: Spacing,
+    base_spacing: Spacing,
+    level_strides: Sequence[Size3],
+    strategy: RoutingStrategy = "mean",
+    level: int | None = None,
+) -> Route:
+    """Choose the entry level.
+
+    Args:
+        spacing: Of the scan in mm, along the canonical axes.
+        base_spacing: Of level 0 in mm.
+        level_strides: Cumulative stride of each level.
+        strategy: ``mean`` takes the level that is nearest on a logarithmic scale, averaged over the axes (for equal
+            strides: by the geometric mean of the spacing); ``finest`` the coarsest level that keeps the detail of
+            every axis, up to rounding to the nearest.
+        level: This level, whatever the spacing.
+
+    Raises:
+        ValueError: If there is no such level.
+    """
+    if level is not None and not 0 <= level < len(level_strides):
+        raise ValueError(f"level ({level}) must be one of 0..{len(level_strides) - 1}, the levels of the model")
+    grids = [_times(base_spacing, stride) for stride in level_strides]
+    offsets = [[log(mm / target) for mm, target in zip(spacing, grid, strict=True)] for grid in grids]
+    if level is not None:
+        chosen, why = level, "as asked for"
+    elif strategy == "mean":
+        distances = [abs(fsum(offset)) for offset in offsets]
+        chosen, why = distances.index(min(distances)), "nearest"
+    else:
+        distances = [abs(min(offset)) for offset in offsets]
+        chosen, why = distances.index(min(distances)), "nearest to the finest axis"
+    target, offset = grids[chosen], offsets[chosen]
+    beyond = ""
+    if level is None and chosen == 0 and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
+        beyond = ", the scan is finer than level 0"
+    if level is None and chosen == len(grids) - 1 and exp(max(offset)) > 1 + TOLERANCE and fsum(offset) > 0:
+        beyond = ", the scan is coarser than the last level"
+    what = "no resampling" if all(abs(exp(o) - 1) < TOLERANCE for o in offset) else f"resampled to {_mm(target)}"
+    return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")
+
+
+def _times(spacing: Spacing, stride: Size3) -> Spacing:
+    x, y, z = (mm * s for mm, s in zip(spacing, stride, strict=True))
+    return x, y, z
+
+
+def _mm(spacing: Spacing) -> str:
+    return "x".join(f"{mm:g}" for mm in (round(mm, 3) for mm in spacing)) + " mm"

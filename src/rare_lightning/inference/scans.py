@@ -1,0 +1,240 @@
+"""Finding the scans that were asked for, reading them and writing answers beside their kind."""
+
+import csv
+import glob
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason
+from rare_lightning.errors import UserError
+from rare_lightning.inference.geometry import Geometry
+
+SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """Files of one scan.
+
+    Attributes:
+        name: What its answer is called.
+        paths: One file or DICOM folder with every channel, or one per channel in the model's order.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+
+    @property
+    def suffix(self) -> str:
+        """Format of the answer: the scan's own, or NIfTI for a DICOM folder."""
+        return suffix_of(self.paths[0]) or ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan in memory.
+
+    Attributes:
+        array: ``(C, D, H, W)`` along the file's axes.
+        geometry: Where its voxels lie.
+        nifti_header: The header to copy, of a NIfTI file.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    nifti_header: nib.Nifti1Header | None = None
+
+
+def suffix_of(path: Path) -> str | None:
+    """The image suffix of a file name; None if it has none that is known."""
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def find_scans(inputs: Sequence[str]) -> list[ScanFiles]:
+    """Scans of files, folders of files, DICOM folders, globs and CSV lists, sorted by name.
+
+    Files of a folder that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ... (nnU-Net's way) are the channels
+    of one scan. A CSV list has a header and one scan per line: ``image[,image2,...]``, one column per channel, and
+    paths relative to the list.
+
+    Raises:
+        UserError: If nothing is found, or two scans would get answers of the same name.
+    """
+    scans: list[ScanFiles] = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            scans += _in_folder(path)
+        elif path.suffix.lower() == ".csv":
+            scans += _in_list(path)
+        elif path.is_file():
+            scans.append(_single(path))
+        elif matches := sorted(glob.glob(str(path), recursive=True)):
+            for match in map(Path, matches):
+                scans += _in_folder(match) if match.is_dir() else [_single(match)]
+        else:
+            raise UserError(f"{text}: no such file, folder or pattern")
+    by_name: dict[str, ScanFiles] = {}
+    for scan in scans:
+        other = by_name.setdefault(scan.name, scan)
+        if other.paths != scan.paths:
+            raise UserError(
+                f"{other.paths[0]} and {scan.paths[0]} would both be answered as {scan.name}: predict them into two "
+                "folders, or rename one"
+            )
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def read_scan(scan: ScanFiles) -> Scan:
+    """Read all channels of a scan.
+
+    Raises:
+        UserError: If a file cannot be read, is not a 3D scan, holds voxels that are not finite, or lies on another
+            grid than the first.
+    """
+    channels: list[np.ndarray] = []
+    grids: list[Geometry] = []
+    for path in scan.paths:
+        volumes, grid = _read(path)
+        if any(not np.isfinite(volume).all() for volume in volumes):
+            raise UserError(f"{path}: holds NaN or infinite voxels; set them to a finite value first")
+        grids.append(grid)
+        if not _same_grid(grids[0], grid):
+            raise UserError(f"{path}: lies on another grid than {scan.paths[0]}; all channels must share one")
+        channels += volumes
+    header = nib.load(scan.paths[0]).header if is_nifti(scan.paths[0]) else None
+    return Scan(np.stack(channels), grids[0], header)
+
+
+def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:
+    """Channels ``(D, H, W)`` along the file's axes of a 3D, vector-valued or 4D image.
+
+    Raises:
+        UserError: If it has fewer or more dimensions.
+    """
+    array = sitk.GetArrayFromImage(image)  # the file's axes in reverse, components last
+    components = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 3 and components > 1:
+        return [array[..., i].transpose(2, 1, 0) for i in range(components)]
+    if image.GetDimension() == 3:
+        return [array.transpose(2, 1, 0)]
+    if image.GetDimension() == 4 and components == 1:
+        return [volume.transpose(2, 1, 0) for volume in array]
+    raise UserError(f"{name}: has {image.GetDimension()} dimensions; a 3D scan, or 4D with channels, is needed")
+
+
+def write_array(array: np.ndarray, scan: Scan, path: Path) -> None:
+    """Write ``([C,] D, H, W)`` along the file's axes onto the scan's own grid; the file appears whole or not at all.
+
+    A NIfTI scan's header is copied, so that sform, qform and their codes stay to the last bit.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        temporary = Path(folder, path.name)
+        if is_nifti(path) and scan.nifti_header is not None:
+            header = scan.nifti_header.copy()
+            header.set_data_dtype(array.dtype)
+            header.set_slope_inter(1, 0)
+            header["cal_min"] = header["cal_max"] = 0
+            volume = array if array.ndim == 3 else array.transpose(1, 2, 3, 0)
+            nib.Nifti1Image(volume, None, header).to_filename(temporary)
+        elif array.ndim == 3:
+            sitk.WriteImage(scan.geometry.stamp(array), str(temporary), useCompression=True)
+        else:
+            volumes = [scan.geometry.stamp(volume) for volume in array]
+            sitk.WriteImage(sitk.Compose(volumes), str(temporary), useCompression=True)
+        # The data of .mhd and .nhdr first: the header that names it comes last.
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            os.replace(written, path.parent / written.name)
+
+
+def _single(path: Path) -> ScanFiles:
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise UserError(f"{path}: not an image of a known format ({', '.join(SUFFIXES)}, or a folder of DICOM files)")
+    return ScanFiles(path.name[: -len(suffix)], (path,))
+
+
+def _in_folder(folder: Path) -> list[ScanFiles]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path))
+    if not files:
+        if sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+            return [ScanFiles(folder.resolve().name, (folder,))]
+        series = [sub for sub in sorted(folder.iterdir()) if sub.is_dir()]
+        series = [sub for sub in series if sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(sub))]
+        if not series:
+            raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series")
+        return [ScanFiles(sub.name, (sub,)) for sub in series]
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        name = _single(path).name
+        stem, _, number = name.rpartition("_")
+        groups.setdefault(stem if stem and len(number) == 4 and number.isdigit() else name, []).append(path)
+    scans = []
+    for stem, paths in groups.items():
+        numbered = [_single(path).name == f"{stem}_{i:04d}" for i, path in enumerate(paths)]
+        # A lone NAME_0003 is a case with that name, not a fourth channel.
+        scans += [ScanFiles(stem, tuple(paths))] if all(numbered) else [_single(path) for path in paths]
+    return scans
+
+
+def _in_list(path: Path) -> list[ScanFiles]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)] or [[]]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a CSV list ({error})") from error
+    if not header or header[0].strip() != "image" or not lines:
+        raise UserError(f"{path}: a CSV list needs the header image[,image2,...] and a line per scan")
+    scans = []
+    for line in lines:
+        paths = tuple(path.parent / Path(cell.strip()).expanduser() for cell in line if cell.strip())
+        scans.append(ScanFiles(_single(paths[0]).name if paths[0].suffix else paths[0].name, paths))
+    return scans
+
+
+def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
+    """Channels along the file's axes, and the grid, of one file or DICOM folder."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    try:
+        if is_nifti(path):
+            header = sitk.ImageFileReader()
+            header.SetFileName(str(path))
+            header.ReadImageInformation()
+            return _nifti_channels(path), Geometry.of(header)
+        image = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        volumes = channels_of(image, str(path))
+        return volumes, Geometry.of(image)
+    except UserError:
+        raise
+    except Exception as error:  # whatever readers of images raise at foreign bytes
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def _nifti_channels(path: Path) -> list[np.ndarray]:
+    array = read_nifti(path)
+    while array.ndim > 3 and array.shape[3] == 1:  # 5D vector images have an empty time axis
+        array = array[:, :, :, 0]
+    if array.ndim not in (3, 4) or min(array.shape[:3]) < 1:
+        raise UserError(f"{path}: has shape {array.shape}; a 3D scan, or 4D with channels, is needed")
+    return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise UserError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    return reader.Execute()
+
+
+def _same_grid(one: Geometry, other: Geometry) -> bool:
+    return one.size == other.size and np.allclose(one.affine, other.affine, atol=1e-3)

@@ -1,0 +1,244 @@
+"""A trained model that segments any scan at the level its spacing asks for, and answers on the scan's own grid."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torchio as tio
+from torch import Tensor
+
+from rare_lightning.data.preprocessing import Preprocessing
+from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.errors import UserError
+from rare_lightning.inference.geometry import Geometry, canonical_geometry
+from rare_lightning.inference.resampling import resample, resample_in_slabs
+from rare_lightning.inference.routing import Route, RoutingStrategy, route
+from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan
+from rare_lightning.inference.windows import segment_level
+from rare_lightning.networks import MultiResolutionNetwork
+from rare_lightning.networks.grids import Size3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan ready for the network.
+
+    Attributes:
+        image: ``(C, d, h, w)`` float32 on the level grid, normalised and padded at its far end.
+        size: Of the level grid before padding.
+        route: Where it enters.
+        geometry: Of the scan.
+    """
+
+    image: Tensor
+    size: Size3
+    route: Route
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """An answer.
+
+    Attributes:
+        labels: ``(D, H, W)`` uint8 along the axes of its geometry.
+        geometry: The scan's own, or the base grid in canonical orientation.
+        volumes_ml: Volume of each foreground class in ml.
+        route: Where the scan entered.
+    """
+
+    labels: np.ndarray
+    geometry: Geometry
+    volumes_ml: dict[str, float]
+    route: Route
+
+
+class Segmenter:
+    """Segments scans with the network of a checkpoint, or the mean of several networks' softmax.
+
+    Args:
+        checkpoints: Written by ``rare fit``; all for the same channels, classes and preprocessing.
+        strategy: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
+        mirror: Average over the answers to the scan and its mirror images along each axis: eight times the work.
+        device: Where to run.
+
+    Raises:
+        UserError: If a file is not a checkpoint of ``rare fit``, or the checkpoints do not belong together.
+    """
+
+    def __init__(
+        self,
+        checkpoints: str | Path | Sequence[str | Path],
+        strategy: RoutingStrategy = "mean",
+        mirror: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+        models = [_load(path) for path in paths]
+        for path, (_, facts) in zip(paths, models, strict=True):
+            if facts != models[0][1]:
+                raise UserError(f"{path}: was trained on other channels, classes or preprocessing than {paths[0]}")
+        facts = models[0][1]
+        self.networks = [network.to(device) for network, _ in models]
+        self.channels: list[str] = facts["channels"]
+        self.classes: list[str] = facts["classes"]
+        self.level_strides: list[Size3] = [(x, y, z) for x, y, z in facts["level_strides"]]
+        self.preprocessing = Preprocessing(
+            tuple(facts["preprocessing"]["spacing"]),
+            facts["preprocessing"]["normalize"],
+            facts["preprocessing"]["foreground"],
+        )
+        self.window_size: list[int] | None = facts["window_size"]
+        self.strategy: RoutingStrategy = strategy
+        self.mirror = mirror
+
+    def __call__(
+        self, image: str | Path | sitk.Image | tio.ScalarImage, level: int | None = None
+    ) -> sitk.Image | tio.LabelMap:
+        """Segment a file, a ``SimpleITK.Image`` or a ``torchio.ScalarImage``.
+
+        Args:
+            image: 3D; channels as a fourth dimension, or as components of a voxel.
+            level: Enter here, whatever the spacing.
+
+        Returns:
+            The label map on the same grid: for a path or a ``SimpleITK.Image`` a ``SimpleITK.Image`` (uint8), for a
+            ``torchio.ScalarImage`` a ``torchio.LabelMap``.
+
+        Raises:
+            UserError: If the scan cannot be read, or has another number of channels than the model.
+        """
+        if isinstance(image, tio.Image):
+            lps = canonical_geometry(image.affine, image.spatial_shape)
+            answer = self.segment(self.prepare(Scan(image.numpy(), lps), str(image.path or "image"), level))
+            return tio.LabelMap(tensor=torch.as_tensor(answer.labels)[None], affine=image.affine)
+        if isinstance(image, sitk.Image):
+            scan, name = Scan(np.stack(channels_of(image, "image")), Geometry.of(image)), "image"
+        else:
+            scan, name = read_scan(ScanFiles(Path(image).name, (Path(image),))), str(image)
+        answer = self.segment(self.prepare(scan, name, level))
+        return answer.geometry.stamp(answer.labels)
+
+    def prepare(self, scan: Scan, name: str, level: int | None = None) -> Prepared:
+        """Route a scan and bring it to the grid of its level.
+
+        Raises:
+            UserError: If it has another number of channels than the model, or there is no such level.
+        """
+        if len(scan.array) != len(self.channels):
+            raise UserError(
+                f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
+                f"({', '.join(self.channels)})"
+            )
+        geometry = scan.geometry
+        spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
+        try:
+            chosen = route(spacing, base, self.level_strides, self.strategy, level)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        image = torch.stack(
+            [torch.as_tensor(geometry.to_canonical(channel).astype(np.float32)) for channel in scan.array]
+        )
+        size = _new_size(geometry.canonical_size, spacing, chosen.spacing)
+        image = self.preprocessing.normalized(resample(image, spacing, chosen.spacing, size))
+        deepest, stride = self.level_strides[-1], self.level_strides[chosen.level]
+        multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
+        padded = [-(-n // m) * m for n, m in zip(size, multiple, strict=True)]
+        return Prepared(pad_to_size(image, padded), size, chosen, geometry)
+
+    @torch.inference_mode()
+    def probabilities(self, prepared: Prepared) -> Tensor:
+        """Softmax ``(C, D, H, W)``, on the base grid or the level grid as the network answers."""
+        mean: Tensor | None = None
+        flips: list[tuple[int, ...]] = [()]
+        if self.mirror:
+            flips += [(2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+        for network in self.networks:
+            device = next(network.parameters()).device
+            image = prepared.image[None].to(device)
+            for axes in flips:
+                logits = segment_level(network, prepared.route.level, image.flip(axes), self.window_size).float()
+                # In place: softmax maps of whole scans are what fills the memory.
+                softmax = torch.softmax(logits, dim=1, out=logits).flip(axes)[0]
+                mean = softmax if mean is None else mean.add_(softmax)
+        if mean is None:
+            raise ValueError("there is no network")
+        return mean.div_(len(self.networks) * len(flips))
+
+    def segment(self, prepared: Prepared, on_base_grid: bool = False) -> Segmentation:
+        """Run the network, and bring the answer to the scan's own grid or to the base grid.
+
+        Args:
+            prepared: The scan.
+            on_base_grid: Answer at the base spacing in canonical orientation.
+        """
+        try:
+            answer = self.probabilities(prepared)
+        except ValueError as error:  # a scan that is too small for the network
+            raise UserError(str(error)) from error
+        stride = self.level_strides[prepared.route.level]
+        answer_spacing: Sequence[float] = prepared.route.spacing
+        size = list(prepared.size)
+        if self.networks[0].answer_grid == "base":
+            answer_spacing = self.preprocessing.spacing
+            size = [n * s for n, s in zip(size, stride, strict=True)]
+        answer = answer[:, : size[0], : size[1], : size[2]]
+        geometry = prepared.geometry
+        if on_base_grid:
+            base = self.preprocessing.spacing
+            wanted, spacing = _new_size(geometry.canonical_size, geometry.canonical_spacing, base), base
+        else:
+            wanted, spacing = geometry.canonical_size, geometry.canonical_spacing
+        labels = np.empty(wanted, dtype=np.uint8)
+        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted):
+            labels[where] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        if on_base_grid:
+            ratio = [mm / own for mm, own in zip(spacing, geometry.canonical_spacing, strict=True)]
+            affine = geometry.canonical_affine.copy()
+            affine[:3, 3] += affine[:3, :3] @ ((np.array(ratio) - 1) / 2)
+            affine[:3, :3] = affine[:3, :3] * np.array(ratio)
+            geometry = canonical_geometry(affine, wanted)
+        else:
+            labels = np.ascontiguousarray(geometry.from_canonical(labels))
+        voxel_ml = float(np.prod(spacing)) / 1000
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
+        return Segmentation(labels, geometry, volumes, prepared.route)
+
+
+def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
+    """A :class:`Segmenter` of one checkpoint or several."""
+    return Segmenter(checkpoints, **options)
+
+
+def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
+    """Network in evaluation mode, and what must be alike in an ensemble."""
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        facts = {
+            name: checkpoint["DecathlonDataModule"][name]
+            for name in ("channels", "classes", "level_strides", "preprocessing")
+        }
+        settings = checkpoint["hyper_parameters"]
+        facts["window_size"] = settings.get("window_size")
+        module, _, name = settings["network"]["class_path"].rpartition(".")
+        network = getattr(importlib.import_module(module), name)(**settings["network"]["init_args"])
+        weights = {key.removeprefix("network."): w for key, w in checkpoint["state_dict"].items()}
+        network.load_state_dict({key: w for key, w in weights.items() if not key.startswith(("train_", "val_"))})
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # whatever unpickling foreign bytes raises
+        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+    return network.eval(), facts
+
+
+def _new_size(size: Size3, spacing: Sequence[float], new_spacing: Sequence[float]) -> Size3:
+    """Voxels that cover the same extent; a rest of less than a thousandth of a voxel is rounding in the header."""
+    x, y, z = (max(1, ceil(n * mm / new - 1e-3)) for n, mm, new in zip(size, spacing, new_spacing, strict=True))
+    return x, y, z

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from rare_lightning.inference.resampling import axis_weights, resample, resample_in_slabs
+from rare_lightning.networks.grids import block_average, interpolate
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (4, 2, 1), (8, 8, 8)])
+def test_whole_ratios_are_what_level_grids_are_made_by(stride):
+    volume = torch.randn(2, 16, 8, 24)
+    down = resample(volume, (1, 1, 1), stride, [n // s for n, s in zip(volume.shape[1:], stride, strict=True)])
+    torch.testing.assert_close(down, block_average(volume[None], stride)[0])
+    up = resample(down, stride, (1, 1, 1), volume.shape[1:])
+    torch.testing.assert_close(up, interpolate(down[None], stride)[0])
+
+
+def test_the_same_grid_is_left_alone():
+    volume = torch.randn(1, 5, 6, 7)
+    assert resample(volume, (1.0, 2.0, 0.7), (1.0, 2.0, 0.7), (5, 6, 7)) is volume
+
+
+@pytest.mark.parametrize("new", [0.3, 0.9, 1.1, 2.7, 40.0])
+def test_weights_average_and_keep_ramps(new):
+    size = max(1, round(20 / new))
+    weights = axis_weights(20, 1.0, size, new)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(size))
+    assert (weights >= 0).all()
+    ramp = weights @ (torch.arange(20.0) + 0.5)
+    centres = (torch.arange(size) + 0.5) * new
+    inside = (centres > 1) & (centres < 19)
+    # A coarser voxel takes whole shares of the voxels it covers: up to an eighth of a voxel off where it cuts one.
+    torch.testing.assert_close(ramp[inside], centres[inside], atol=1e-4 if new < 1 else 0.125, rtol=0)
+
+
+def test_what_lies_beyond_the_end_repeats_the_last_voxel():
+    assert axis_weights(3, 1.0, 2, 2.0)[1].tolist() == [0, 0, 1]
+    assert axis_weights(2, 1.0, 6, 0.5)[-1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("size", [(11, 20, 3), (30, 4, 9), (10, 12, 8)])
+def test_slabs_make_up_the_whole(size):
+    volume = torch.randn(3, 10, 12, 8)
+    new = [n * 1.0 / m for n, m in zip((10, 12, 8), size, strict=True)]
+    whole = resample(volume, (1, 1, 1), new, size)
+    slabs = list(resample_in_slabs(volume, (1, 1, 1), new, size, voxels=3 * size[1] * size[2]))
+    assert len(slabs) > 1
+    torch.testing.assert_close(torch.cat([slab for _, slab in slabs], dim=1), whole)
+    assert [where.start for where, _ in slabs] == list(range(0, size[0], 3))

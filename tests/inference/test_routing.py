@@ -1,0 +1,50 @@
+import pytest
+
+from rare_lightning.inference import route
+
+STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "mean", "finest"),
+    [
+        ((1, 1, 1), 0, 0),
+        ((1.4, 1.4, 1.4), 0, 0),
+        ((1.42, 1.42, 1.42), 1, 1),
+        ((2.2, 2.2, 2.2), 1, 1),
+        ((5.7, 5.7, 5.7), 3, 3),
+        ((1, 1, 2), 0, 0),
+        ((1, 1, 4), 1, 0),
+        ((1, 1, 8), 1, 0),
+        ((3, 2, 2), 1, 1),
+        ((0.3, 0.3, 0.3), 0, 0),
+        ((20, 20, 20), 3, 3),
+    ],
+)
+def test_the_nearest_level_in_log_scale(spacing, mean, finest):
+    assert route(spacing, (1, 1, 1), STRIDES).level == mean
+    assert route(spacing, (1, 1, 1), STRIDES, "finest").level == finest
+
+
+def test_axes_are_renamed_alike():
+    for spacing in ((1, 4, 2), (4, 2, 1), (2, 1, 4)):
+        assert route(spacing, (1, 1, 1), STRIDES).level == route((1, 2, 4), (1, 1, 1), STRIDES).level
+
+
+def test_levels_have_the_spacing_of_their_strides():
+    found = route((2.0, 2.0, 3.0), (1.0, 1.0, 3.0), [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
+    assert found.level == 1
+    assert found.spacing == (2.0, 2.0, 3.0)
+    assert found.note == "2x2x3 mm enters at level 1 (nearest), no resampling"
+
+
+def test_the_note_says_what_is_done():
+    assert route((2.2, 2.2, 2.2), (1, 1, 1), STRIDES).note.endswith("resampled to 2x2x2 mm")
+    assert "finer than level 0" in route((0.5, 0.5, 0.5), (1, 1, 1), STRIDES).note
+    assert "coarser than the last level" in route((12, 12, 12), (1, 1, 1), STRIDES).note
+    assert route((1, 1, 1), (1, 1, 1), STRIDES, level=2).note.startswith("1x1x1 mm enters at level 2 (as asked for)")
+
+
+def test_unknown_levels_are_refused():
+    with pytest.raises(ValueError, match=r"level \(4\) must be one of 0\.\.3"):
+        route((1, 1, 1), (1, 1, 1), STRIDES, level=4)

@@ -1,0 +1,161 @@
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rare_lightning.errors import UserError
+from rare_lightning.inference.geometry import Geometry
+from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan, write_array
+
+
+@pytest.fixture
+def image():
+    array = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype("i2")
+    made = sitk.GetImageFromArray(array)
+    made.SetSpacing((0.5, 1.25, 3.0))
+    made.SetOrigin((-12.5, 3.0, 40.0))
+    made.SetDirection((0.0, -1.0, 0.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0))
+    return made
+
+
+def write(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def write_dicom(image, folder):
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    direction = image.GetDirection()
+    for i in range(image.GetDepth()):
+        piece = image[:, :, i]
+        tags = {
+            "0008|0060": "MR",
+            "0020|000e": "1.2.826.0.1.3680043.2.1125.1",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.2",
+            "0020|0013": str(i),
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{i}",
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, i)))),
+            "0020|0037": "\\".join(str(direction[k]) for k in (0, 3, 6, 1, 4, 7)),
+            "0018|0050": str(image.GetSpacing()[2]),
+        }
+        for key, value in tags.items():
+            piece.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{i}.dcm"))
+        writer.Execute(piece)
+    return folder
+
+
+def names(*inputs):
+    return [scan.name for scan in find_scans([str(path) for path in inputs])]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_every_format_gives_the_same_scan_and_takes_an_answer_back(image, suffix, tmp_path):
+    path = write(image, tmp_path / f"scan{suffix}")
+    scan = read_scan(find_scans([str(path)])[0])
+    assert np.array_equal(scan.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+    np.testing.assert_allclose(scan.geometry.affine, Geometry.of(image).affine, atol=1e-6)
+    labels = (scan.array[0] > 500).astype("u1")
+    (tmp_path / "out").mkdir()
+    write_array(labels, scan, tmp_path / "out" / f"scan{suffix}")
+    back = sitk.ReadImage(str(tmp_path / "out" / f"scan{suffix}"))
+    assert back.GetPixelID() == sitk.sitkUInt8
+    assert np.array_equal(sitk.GetArrayFromImage(back).transpose(2, 1, 0), labels)
+    assert Geometry.of(back) == Geometry.of(sitk.ReadImage(str(path)))
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+def test_a_dicom_series_is_a_scan(image, tmp_path):
+    folder = write_dicom(image, tmp_path / "series")
+    (found,) = find_scans([str(folder)])
+    assert (found.name, found.suffix) == ("series", ".nii.gz")
+    scan = read_scan(found)
+    assert np.array_equal(scan.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+    np.testing.assert_allclose(scan.geometry.affine, Geometry.of(image).affine, atol=1e-4)
+    assert names(tmp_path) == ["series"]
+
+
+def test_sform_and_qform_stay_to_the_last_bit(tmp_path):
+    affine = np.diag([-0.7, 0.9, 2.2, 1.0])
+    nifti = nib.Nifti1Image(np.ones((4, 5, 6), "f4"), affine)
+    nifti.set_qform(np.diag([1.0, 1.0, 2.0, 1.0]), 1)
+    nifti.set_sform(affine, 4)
+    nifti.to_filename(tmp_path / "a.nii.gz")
+    scan = read_scan(find_scans([str(tmp_path / "a.nii.gz")])[0])
+    write_array(np.ones((4, 5, 6), "u1"), scan, tmp_path / "b.nii.gz")
+    one, other = (nib.load(tmp_path / f"{name}.nii.gz").header for name in "ab")
+    for part in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim"):
+        assert np.array_equal(one[part], other[part])
+
+
+def test_channels_come_from_4d_files_vectors_and_numbered_files(image, tmp_path):
+    second = image + 1
+    write(image, tmp_path / "one" / "a_0000.nii.gz")
+    write(second, tmp_path / "one" / "a_0001.nii.gz")
+    write(sitk.JoinSeries([image, second]), tmp_path / "four" / "a.nii.gz")
+    write(sitk.Compose([image, second]), tmp_path / "vector" / "a.nrrd")
+    scans = [read_scan(find_scans([str(tmp_path / name)])[0]) for name in ("one", "four", "vector")]
+    for scan in scans:
+        assert scan.array.shape == (2, 7, 6, 5)
+        assert np.array_equal(scan.array, scans[0].array)
+    (tmp_path / "list.csv").write_text("image,image2\none/a_0000.nii.gz,one/a_0001.nii.gz\n")
+    (listed,) = find_scans([str(tmp_path / "list.csv")])
+    assert np.array_equal(read_scan(listed).array, scans[0].array)
+
+
+def test_scans_are_found_in_folders_patterns_and_lists(image, tmp_path):
+    for name in ("b.nii.gz", "a.mha", "c_0003.nii.gz"):
+        write(image, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert names(tmp_path) == ["a", "b", "c_0003"]
+    assert names(tmp_path / "*.mha", tmp_path / "b.nii.gz", tmp_path / "b.nii.gz") == ["a", "b"]
+
+
+def test_what_cannot_be_found_is_said(image, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(image, tmp_path / "x" / "a.nii.gz")
+    write(image, tmp_path / "y" / "a.mha")
+    (tmp_path / "list.csv").write_text("scan\nx/a.nii.gz\n")
+    (tmp_path / "notes.txt").write_text("no image")
+    for inputs, message in (
+        (["empty"], "holds no images"),
+        (["nothing"], "no such file, folder or pattern"),
+        (["x", "y"], "would both be answered as a"),
+        (["list.csv"], r"needs the header image\[,image2,...\]"),
+        (["notes.txt"], "not an image of a known format"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_scans([str(tmp_path / name) for name in inputs])
+
+
+def test_what_cannot_be_read_is_said(image, tmp_path):
+    whole = gzip.decompress(write(image, tmp_path / "a.nii.gz").read_bytes())
+    (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(whole)[:-40])
+    (tmp_path / "short.nii").write_bytes(whole[:-40])
+    (tmp_path / "junk.nrrd").write_bytes(b"junk")
+    write(image[:, :, 0], tmp_path / "flat.mha")
+    floating = sitk.GetArrayFromImage(image).astype("f4")
+    floating[0, 0, 0] = np.nan
+    write(sitk.GetImageFromArray(floating), tmp_path / "nan.nii.gz")
+    other = sitk.Image(image)
+    other.SetOrigin((0, 0, 0))
+    write(other, tmp_path / "b.nii.gz")
+    for files, message in (
+        (["cut.nii.gz"], "cannot be read"),
+        (["short.nii"], "cannot be read"),
+        (["junk.nrrd"], "cannot be read"),
+        (["flat.mha"], "has 2 dimensions"),
+        (["nan.nii.gz"], "NaN or infinite"),
+        (["gone.nii.gz"], "no such file"),
+        (["a.nii.gz", "b.nii.gz"], "lies on another grid"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read_scan(ScanFiles("x", tuple(tmp_path / name for name in files)))
+        assert "\n" not in str(caught.value)
+    assert Path(tmp_path / "a.nii.gz").exists()

@@ -1,0 +1,105 @@
+"""``rare predict`` as its users run it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rare_lightning.cli import main
+from tests.inference.conftest import checkpoint, scan
+
+__all__ = ["checkpoint", "scan"]
+
+
+@pytest.fixture
+def folder(scan, tmp_path):
+    """Two scans that can be read and one that cannot."""
+    made = tmp_path / "scans"
+    made.mkdir()
+    sitk.WriteImage(scan, str(made / "one.nii.gz"))
+    scan.SetSpacing((2.2, 2.2, 2.2))
+    sitk.WriteImage(scan, str(made / "two.mha"))
+    return made
+
+
+def predict(checkpoint, inputs, output, *more):
+    words = ["predict", "--ckpt_path", str(checkpoint), "--input", *map(str, inputs), "--output", str(output)]
+    return main([*words, "--accelerator", "cpu", "--num_workers", "0", *more])
+
+
+def volumes(output):
+    with (output / "volumes.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_is_answered_on_each_scans_grid(checkpoint, folder, tmp_path, capsys):
+    assert predict(checkpoint, [folder], tmp_path / "out", "--preview") == 0
+    printed = capsys.readouterr().out
+    assert "two: 2.2x2.2x2.2 mm enters at level 1 (nearest), resampled to 2x2x2 mm" in printed
+    for name in ("one.nii.gz", "two.mha"):
+        asked, answer = (sitk.ReadImage(str(place / name)) for place in (folder, tmp_path / "out"))
+        assert answer.GetPixelID() == sitk.sitkUInt8
+        for what in ("Size", "Spacing", "Origin", "Direction"):
+            assert getattr(asked, f"Get{what}")() == getattr(answer, f"Get{what}")()
+    record = json.loads((tmp_path / "out" / "two.json").read_text())
+    assert record["classes"] == {"0": "background", "1": "Anterior", "2": "Posterior"}
+    assert record["level"] == 1
+    rows = volumes(tmp_path / "out")
+    assert [row["case"] for row in rows] == ["one", "two"]
+    voxels = (sitk.GetArrayFromImage(answer) == 1).sum()
+    assert float(rows[1]["Anterior_ml"]) == pytest.approx(voxels * 2.2**3 / 1000, abs=1e-3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one.json", "one.nii.gz", "one.png", "two.json", "two.mha", "two.png", "volumes.csv",
+    ]  # fmt: skip
+
+
+def test_a_broken_scan_is_reported_and_does_not_stop_the_others(checkpoint, folder, tmp_path, capsys):
+    (folder / "bad.nii.gz").write_bytes(b"junk")
+    assert predict(checkpoint, [folder], tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "1 of 3 scans were not segmented:\n  bad: " in error
+    assert "cannot be read" in error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "out").glob("bad*"))
+    assert (tmp_path / "out" / "two.mha").exists()
+
+
+def test_resume_skips_what_is_done_and_nothing_is_overwritten(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(checkpoint, [folder / "one.nii.gz"], out) == 0
+    before = (out / "one.nii.gz").stat().st_mtime_ns
+    assert predict(checkpoint, [folder], out) == 1
+    assert "--resume skips those" in capsys.readouterr().err
+    assert predict(checkpoint, [folder], out, "--resume") == 0
+    assert "1 of 2 scans have answers" in capsys.readouterr().out
+    assert (out / "one.nii.gz").stat().st_mtime_ns == before
+    assert len(volumes(out)) == 2
+    assert predict(checkpoint, [folder], out, "--resume") == 0
+
+
+def test_level_and_grid_are_obeyed(checkpoint, folder, tmp_path):
+    assert predict(checkpoint, [folder / "two.mha"], tmp_path / "out", "--level", "2", "--grid", "base") == 0
+    answer = sitk.ReadImage(str(tmp_path / "out" / "two.mha"))
+    assert answer.GetSpacing() == pytest.approx((1, 1, 1))
+    assert json.loads((tmp_path / "out" / "two.json").read_text())["level"] == 2
+    assert set(np.unique(sitk.GetArrayFromImage(answer))) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["--level", "7"], "the model has levels 0..2", 1),
+        (["--grid", "other"], "grid", 2),
+        (["--output", "/proc/out"], "cannot be written to", 1),
+        (["--ckpt_path", "gone.ckpt"], "no such checkpoint", 1),
+        (["--input", "gone"], "no such file, folder or pattern", 1),
+    ],
+)
+def test_wrong_words_are_answered_with_a_line(words, message, code, checkpoint, folder, tmp_path, capsys):
+    assert predict(checkpoint, [folder], tmp_path / "out", *words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
