@@ -70,7 +70,9 @@ def benchmark_section(path: Path) -> list[str]:
         "",
         f"    python benchmarks/{process['command']}",
     ]
-    return [*lines, "", table(record["rows"]), ""]
+    picture = path.with_suffix(".png")
+    pictures = [f"![{picture.stem}](results/{picture.name})", ""] if picture.exists() else []
+    return [*lines, "", table(record["rows"]), "", *pictures]
 
 
 def main() -> None:
