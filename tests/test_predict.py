@@ -15,7 +15,7 @@ __all__ = ["checkpoint", "scan"]
 
 @pytest.fixture
 def folder(scan, tmp_path):
-    """Two scans that can be read and one that cannot."""
+    """Two scans of different formats and spacings."""
     made = tmp_path / "scans"
     made.mkdir()
     sitk.WriteImage(scan, str(made / "one.nii.gz"))
@@ -32,6 +32,24 @@ def predict(checkpoint, inputs, output, *more):
 def volumes(output):
     with (output / "volumes.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def test_loader_processes_change_nothing(checkpoint, folder, tmp_path):
+    assert predict(checkpoint, [folder], tmp_path / "alone") == 0
+    assert predict(checkpoint, [folder], tmp_path / "beside", "--num_workers", "2", "--preview") == 0
+    for name in ("one.nii.gz", "two.mha"):
+        alone, beside = (sitk.ReadImage(str(tmp_path / place / name)) for place in ("alone", "beside"))
+        assert np.array_equal(sitk.GetArrayFromImage(alone), sitk.GetArrayFromImage(beside))
+        assert alone.GetOrigin() == beside.GetOrigin()
+
+
+def test_the_table_leaves_other_files_alone(checkpoint, folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset.json").write_text("[]")
+    (out / "gone.json").write_text(json.dumps({"volumes_ml": {"Anterior": 1, "Posterior": 1}, "level": 0}))
+    assert predict(checkpoint, [folder], out) == 0
+    assert [row["case"] for row in volumes(out)] == ["one", "two"]
 
 
 def test_a_folder_is_answered_on_each_scans_grid(checkpoint, folder, tmp_path, capsys):
@@ -87,9 +105,16 @@ def test_level_and_grid_are_obeyed(checkpoint, folder, tmp_path):
     assert set(np.unique(sitk.GetArrayFromImage(answer))) <= {0, 1, 2}
 
 
+def test_scans_never_give_way_to_their_answers(checkpoint, folder, capsys):
+    assert predict(checkpoint, [folder], folder, "--resume") == 1
+    assert "would take its place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
+        (["--accelerator", "gpu"], "--accelerator gpu", 1),
+        (["--num_workers", "-1"], "must be >= 0", 1),
         (["--level", "7"], "the model has levels 0..2", 1),
         (["--grid", "other"], "grid", 2),
         (["--output", "/proc/out"], "cannot be written to", 1),

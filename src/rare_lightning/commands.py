@@ -1,12 +1,14 @@
 """What ``rare`` does without LightningCLI: checking data and predicting."""
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.data import make_phantom
@@ -69,28 +71,46 @@ def predict(
     scans = find_scans(input)
     folder = Path(output).expanduser()
     writer = PredictionWriter(folder, segmenter.classes, [Path(path).name for path in ckpt_path], preview)
+    for scan in scans:
+        if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:
+            raise UserError(f"{folder}: the answer to {scan.paths[0]} would take its place; choose another --output")
+    if num_workers < 0:
+        raise UserError(f"--num_workers ({num_workers}) must be >= 0")
     done = {scan.name for scan in scans if writer.path_of(scan).exists()}
     if done and not resume:
         raise UserError(f"{folder}: holds answers already ({', '.join(sorted(done)[:3])}, ...): --resume skips those")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (probe := folder / ".writable").touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     waiting = [scan for scan in scans if scan.name not in done]
     if done:
         print(f"{len(done)} of {len(scans)} scans have answers and are skipped")
-    trainer = L.Trainer(
-        accelerator=accelerator, devices=devices, logger=False, callbacks=[writer], enable_progress_bar=False
-    )
-    loader = ScanDataset(waiting, segmenter, level).loader(min(num_workers, len(waiting)))
     if waiting:
-        trainer.predict(PredictionModule(segmenter, grid == "base"), loader, return_predictions=False)
+        dataset = ScanDataset(waiting, segmenter, level, keep_voxels=preview)
+        trainer = _trainer(accelerator, devices, writer, len(waiting))
+        module, loader = PredictionModule(segmenter, grid == "base"), dataset.loader(min(num_workers, len(waiting)))
+        trainer.predict(module, loader, return_predictions=False)
+        if not trainer.is_global_zero:
+            return
+    else:
+        writer.write_volumes()
     if writer.failures:
         listing = "\n  ".join(writer.failures)
         raise UserError(f"{len(writer.failures)} of {len(scans)} scans were not segmented:\n  {listing}")
     print(f"{len(waiting)} segmentations in {folder}")
+
+
+def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
+    """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
+    try:
+        trainer = L.Trainer(accelerator=accelerator, devices=devices, **options)
+        return trainer if trainer.world_size <= scans else L.Trainer(accelerator=accelerator, devices=scans, **options)
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
 
 
 def parser_of(name: str, purpose: str) -> ArgumentParser:

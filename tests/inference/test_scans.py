@@ -1,5 +1,4 @@
 import gzip
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -113,6 +112,7 @@ def test_scans_are_found_in_folders_patterns_and_lists(image, tmp_path):
     for name in ("b.nii.gz", "a.mha", "c_0003.nii.gz"):
         write(image, tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "._b.nii.gz").write_bytes(b"what macOS leaves")
     assert names(tmp_path) == ["a", "b", "c_0003"]
     assert names(tmp_path / "*.mha", tmp_path / "b.nii.gz", tmp_path / "b.nii.gz") == ["a", "b"]
 
@@ -158,4 +158,10 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read_scan(ScanFiles("x", tuple(tmp_path / name for name in files)))
         assert "\n" not in str(caught.value)
-    assert Path(tmp_path / "a.nii.gz").exists()
+
+
+def test_a_dicom_series_with_a_missing_slice_is_refused(image, tmp_path):
+    folder = write_dicom(image, tmp_path / "series")
+    (folder / "2.dcm").unlink()
+    with pytest.raises(UserError, match="not equally spaced"):
+        read_scan(find_scans([str(folder)])[0])

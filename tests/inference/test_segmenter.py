@@ -10,7 +10,8 @@ import rare_lightning
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.scans import Scan
-from rare_lightning.networks.grids import block_average
+from rare_lightning.networks import MultiResolutionNetwork, Prediction
+from rare_lightning.networks.grids import block_average, interpolate
 
 
 def labels_of(image):
@@ -80,40 +81,99 @@ def test_paths_and_images_of_both_libraries_agree(segmenter, scan, tmp_path):
     assert np.array_equal(answer.numpy()[0], labels_of(by_path).transpose(2, 1, 0))
 
 
-@pytest.mark.parametrize("spacing", [(0.6, 0.6, 0.6), (1, 1, 4), (2.2, 2.2, 2.2), (3, 1, 5), (9, 9, 9)])
-def test_any_spacing_is_answered_on_its_grid(segmenter, scan, spacing):
-    scan.SetSpacing(spacing)
-    assert same_grid(segmenter(scan), scan)
+class Bright(MultiResolutionNetwork):
+    """Calls bright voxels the first class, whatever the level."""
+
+    def __init__(self, answer_grid):
+        super().__init__()
+        self.levels, self.answer_grid = (0, 1, 2), answer_grid
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def level_stride(self, level):
+        return (2**level,) * 3
+
+    def forward(self, images):
+        ((level, image),) = images.items()
+        if self.answer_grid == "base":
+            image = interpolate(image, self.level_stride(level))
+        return Prediction({level: torch.cat([torch.ones_like(image), image, -image], dim=1)}, {}, {})
 
 
-def test_the_base_grid_covers_the_scan(segmenter, scan):
-    scan.SetSpacing((2.0, 2.0, 3.0))
-    scan.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, -1))
+@pytest.mark.parametrize("answer_grid", ["base", "level"])
+@pytest.mark.parametrize("on_base_grid", [False, True])
+@pytest.mark.parametrize("spacing", [(0.6, 0.6, 0.6), (1, 1, 4), (2.2, 2.2, 2.2), (1.3, 2.7, 2), (4, 4, 4), (1, 1, 1)])
+@pytest.mark.parametrize("direction", [(-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, 0.8, 0.6, 1, 0, 0, 0, -0.6, 0.8)])
+def test_what_is_found_lies_where_it_is(segmenter, answer_grid, on_base_grid, spacing, direction):
+    segmenter.networks = [Bright(answer_grid)]
+    size = [round(45 / mm) + 1 for mm in spacing]
+    image = sitk.Image(size, sitk.sitkFloat32)
+    image.SetSpacing([float(mm) for mm in spacing])
+    image.SetDirection(direction)
+    image.SetOrigin((13.0, -40.0, 7.5))
+    middle = [n * share for n, share in zip(size, (0.4, 0.55, 0.5), strict=True)]
+    place = np.array(image.TransformContinuousIndexToPhysicalPoint(middle))
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), -1)
+    world = index * np.array(spacing) @ np.array(direction).reshape(3, 3).T + image.GetOrigin()
+    blob = Geometry.of(image).stamp(np.exp(-((world - place) ** 2).sum(-1) / (2 * 6**2)).astype("f4"))
+    answer = segmenter.segment(segmenter.prepare(as_scan(blob), "blob"), on_base_grid)
+    found = answer.geometry.stamp(answer.labels)
+    if not on_base_grid:
+        assert same_grid(found, blob)
+    else:
+        assert found.GetSpacing() == pytest.approx((1, 1, 1))
+    inside = np.argwhere(answer.labels == 1)
+    assert len(inside) > 10
+    assert not (answer.labels == 2).any()
+    centre = found.TransformContinuousIndexToPhysicalPoint(inside.mean(0).tolist())
+    assert np.abs(np.array(centre) - place).max() < 0.5
+    assert answer.volumes_ml[segmenter.classes[1]] == pytest.approx(len(inside) * np.prod(found.GetSpacing()) / 1000)
+
+
+def test_spacings_that_headers_round_are_not_resampled(segmenter, scan):
+    plain = segmenter(scan)
+    scan.SetSpacing((1.0004, 0.9996, 1.0))
     prepared = segmenter.prepare(as_scan(scan), "scan")
-    answer = segmenter.segment(prepared, on_base_grid=True)
-    assert answer.geometry.spacing == pytest.approx((1, 1, 1))
-    base = answer.geometry.stamp(answer.labels)
-    # The outer corners of both grids meet.
-    size = np.array(scan.GetSize()) - 0.5
-    ends = [scan.TransformContinuousIndexToPhysicalPoint(p) for p in ((-0.5,) * 3, size.tolist())]
-    size = np.array(base.GetSize()) - 0.5
-    found = [base.TransformContinuousIndexToPhysicalPoint(p) for p in ((-0.5,) * 3, size.tolist())]
-    np.testing.assert_allclose(np.sort(ends, axis=0), np.sort(found, axis=0), atol=1e-6)
+    assert prepared.route.note.endswith("no resampling")
+    assert prepared.size == scan.GetSize()
+    assert np.array_equal(labels_of(segmenter(scan)), labels_of(plain))
 
 
-def test_volumes_are_those_of_the_labels(segmenter, scan):
-    answer = segmenter.segment(segmenter.prepare(as_scan(scan), "scan"))
-    for value, name in enumerate(segmenter.classes[1:], start=1):
-        assert answer.volumes_ml[name] == pytest.approx((answer.labels == value).sum() / 1000)
+def test_an_ensemble_is_the_mean_of_its_members(checkpoint, segmenter, scan, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    generator = torch.Generator().manual_seed(1)
+    for weights in content["state_dict"].values():
+        if weights.is_floating_point():
+            weights += 0.3 * torch.randn(weights.shape, generator=generator)
+    torch.save(content, tmp_path / "other.ckpt")
+    other = rare_lightning.load(tmp_path / "other.ckpt")
+    both = rare_lightning.load([checkpoint, tmp_path / "other.ckpt"])
+    maps = [model.probabilities(model.prepare(as_scan(scan), "scan")) for model in (segmenter, other, both)]
+    assert not torch.allclose(maps[0], maps[1], atol=0.01)
+    torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
 
 
-def test_an_ensemble_of_the_same_model_and_mirrors_of_mirrors(checkpoint, segmenter, scan):
-    twice = rare_lightning.load([checkpoint, checkpoint])
-    assert np.array_equal(labels_of(twice(scan)), labels_of(segmenter(scan)))
+def test_mirrors_of_mirrors(checkpoint, scan):
     mirrored = rare_lightning.load(checkpoint, mirror=True)
     flipped = sitk.GetImageFromArray(np.ascontiguousarray(labels_of(scan)[:, :, ::-1]))
     plain = sitk.GetImageFromArray(labels_of(scan))
     assert np.array_equal(labels_of(mirrored(flipped))[:, :, ::-1], labels_of(mirrored(plain)))
+
+
+def test_members_that_answer_on_other_grids_are_refused(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["window_size"] = [16, 16, 16]
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="differ in window_size"):
+        rare_lightning.load([checkpoint, tmp_path / "other.ckpt"])
+
+
+@pytest.mark.parametrize("path", ["os.getcwd", "torch.nn.Linear", "nowhere.Network"])
+def test_a_checkpoint_cannot_name_any_function(checkpoint, tmp_path, path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["network"] = {"class_path": path, "init_args": {}}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="its network cannot be built"):
+        rare_lightning.load(tmp_path / "other.ckpt")
 
 
 def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
@@ -121,6 +181,10 @@ def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
         segmenter(sitk.Compose([scan, scan]))
     with pytest.raises(UserError, match=r"level \(3\) must be one of 0\.\.2"):
         segmenter(scan, level=3)
+    broken = sitk.Image(scan)
+    broken[3, 3, 3] = float("nan")
+    with pytest.raises(UserError, match="image: holds NaN"):
+        segmenter(broken)
     with pytest.raises(UserError, match="too small"):
         segmenter(scan[:1, :1, :1])
     (tmp_path / "a.ckpt").write_bytes(b"other")

@@ -11,10 +11,11 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
 from rare_lightning.inference.prediction import Answer
-from rare_lightning.inference.scans import Scan, ScanFiles, write_array
+from rare_lightning.inference.scans import SUFFIXES, Scan, ScanFiles, write_array
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -79,8 +80,8 @@ class PredictionWriter(BasePredictionWriter):
             write_array(
                 answer.labels, scan if own_grid else Scan(answer.labels[None], answer.geometry), self.path_of(files)
             )
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written to ({error.strerror or error})") from error
+        except (OSError, RuntimeError) as error:  # ITK's writers raise the latter
+            raise UserError(f"{self.folder}: cannot be written to ({reason(error)})") from error
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the failures of all processes together, and the volumes of all cases in the folder into one table."""
@@ -89,12 +90,16 @@ class PredictionWriter(BasePredictionWriter):
             dist.all_gather_object(everyone, self.failures)
             self.failures = sorted(failure for failures in everyone for failure in failures)
         if trainer.is_global_zero:
-            self._write_volumes()
+            self.write_volumes()
 
-    def _write_volumes(self) -> None:
+    def write_volumes(self) -> None:
+        """One table of all cases in the folder that have a label map, those of earlier runs too."""
         rows = []
-        for path in sorted(self.folder.glob("*.json")):
+        for path in sorted(self.folder.glob("[!.]*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
+            answered = any((self.folder / (path.stem + suffix)).exists() for suffix in SUFFIXES)
+            if not answered or not isinstance(record, dict) or list(record.get("volumes_ml", ())) != self.classes[1:]:
+                continue  # somebody else's file, or of a run that ended before the label map
             rows.append([path.stem, record["level"], *(f"{ml:.4f}" for ml in record["volumes_ml"].values())])
         temporary = self.folder / ".volumes.csv"
         with temporary.open("w", newline="", encoding="utf-8") as file:

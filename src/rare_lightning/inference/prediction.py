@@ -1,7 +1,7 @@
 """Segmenting many scans through Lightning's Trainer: what is read, what is run, and the record of each case."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -51,12 +51,16 @@ class ScanDataset(Dataset[Case]):
         scans: What to read.
         segmenter: The model they are prepared for.
         level: Enter all scans here, whatever their spacing.
+        keep_voxels: Hand on the scan's own voxels too, for pictures.
     """
 
-    def __init__(self, scans: Sequence[ScanFiles], segmenter: Segmenter, level: int | None = None) -> None:
+    def __init__(
+        self, scans: Sequence[ScanFiles], segmenter: Segmenter, level: int | None = None, keep_voxels: bool = False
+    ) -> None:
         self.scans = list(scans)
         self.segmenter = segmenter
         self.level = level
+        self.keep_voxels = keep_voxels
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -66,11 +70,12 @@ class ScanDataset(Dataset[Case]):
         files = self.scans[index]
         try:
             scan = read_scan(files)
-            return Case(files, scan, self.segmenter.prepare(scan, str(files.paths[0]), self.level))
+            prepared = self.segmenter.prepare(scan, str(files.paths[0]), self.level)
+            return Case(files, scan if self.keep_voxels else replace(scan, array=scan.array[:0]), prepared)
         except UserError as error:
             return Case(files, failure=str(error))
-        except MemoryError:
-            return Case(files, failure=OUT_OF_MEMORY)
+        except (MemoryError, RuntimeError) as error:
+            return Case(files, failure=f"{files.paths[0]}: {_out_of_memory(error)}")
 
     def loader(self, num_workers: int = 0) -> DataLoader[Case]:
         """One case per batch, in order."""
@@ -104,6 +109,13 @@ class PredictionModule(L.LightningModule):
         except UserError as error:
             return Answer(batch.files, failure=f"{batch.files.paths[0]}: {error}")
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {OUT_OF_MEMORY} ({reason(error)})")
+            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {_out_of_memory(error)}")
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str:
+    """What to say of it; any other error of torch goes on."""
+    if not isinstance(error, MemoryError) and not any(
+        words in str(error) for words in ("out of memory", "allocate memory")
+    ):
+        raise error
+    return f"{OUT_OF_MEMORY} ({reason(error)})"

@@ -59,17 +59,16 @@ def resample_in_slabs(
     Yields:
         Where on the first axis the slab lies, and the slab ``(C, d, H, W)``.
     """
-    for axis in (1, 2):  # what shrinks, shrinks once for all slabs
-        if new_size[axis] <= volume.shape[axis + 1]:
-            volume = _resample_axis(volume, axis, spacing[axis], new_spacing[axis], new_size[axis])
+    shrinking = [axis for axis in (1, 2) if new_size[axis] < volume.shape[axis + 1]]
+    for axis in shrinking:  # once for all slabs
+        volume = _resample_axis(volume, axis, spacing[axis], new_spacing[axis], new_size[axis])
     weights = _weights_of_axis(volume, 0, spacing[0], new_spacing[0], new_size[0])
     thickness = max(1, voxels // (new_size[1] * new_size[2]))
     for first in range(0, new_size[0], thickness):
         where = slice(first, min(first + thickness, new_size[0]))
         slab = volume[:, where] if weights is None else _multiply(volume, 0, weights[where])
-        for axis in (1, 2):
-            if new_size[axis] > volume.shape[axis + 1]:
-                slab = _resample_axis(slab, axis, spacing[axis], new_spacing[axis], new_size[axis])
+        for axis in {1, 2}.difference(shrinking):
+            slab = _resample_axis(slab, axis, spacing[axis], new_spacing[axis], new_size[axis])
         yield where, slab
 
 

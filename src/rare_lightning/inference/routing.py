@@ -18,7 +18,8 @@ class Route:
 
     Attributes:
         level: Entry level.
-        spacing: Spacing of that level's grid in mm, which the scan is brought to.
+        spacing: Spacing in mm that the scan is brought to: the level's, or the scan's own along axes where they differ
+            by no more than a header's rounding.
         note: The decision in words.
     """
 
@@ -60,13 +61,18 @@ def route(
     else:
         distances = [abs(min(offset)) for offset in offsets]
         chosen, why = distances.index(min(distances)), "nearest to the finest axis"
-    target, offset = grids[chosen], offsets[chosen]
+    offset = offsets[chosen]
+    x, y, z = (
+        mm if abs(exp(o) - 1) < TOLERANCE else level_mm
+        for mm, level_mm, o in zip(spacing, grids[chosen], offset, strict=True)
+    )
+    target = (x, y, z)
     beyond = ""
     if level is None and chosen == 0 and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
         beyond = ", the scan is finer than level 0"
     if level is None and chosen == len(grids) - 1 and exp(max(offset)) > 1 + TOLERANCE and fsum(offset) > 0:
         beyond = ", the scan is coarser than the last level"
-    what = "no resampling" if all(abs(exp(o) - 1) < TOLERANCE for o in offset) else f"resampled to {_mm(target)}"
+    what = "no resampling" if target == spacing else f"resampled to {_mm(target)}"
     return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")
 
 

@@ -16,6 +16,7 @@ from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry
 
+IMAGE_POSITION = "0020|0032"  # DICOM tag
 SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
@@ -162,12 +163,16 @@ def _single(path: Path) -> ScanFiles:
 
 
 def _in_folder(folder: Path) -> list[ScanFiles]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path))
+    try:
+        # macOS leaves ._NAME beside NAME.
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+    files = [path for path in inside if path.is_file() and suffix_of(path)]
     if not files:
         if sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
             return [ScanFiles(folder.resolve().name, (folder,))]
-        series = [sub for sub in sorted(folder.iterdir()) if sub.is_dir()]
-        series = [sub for sub in series if sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(sub))]
+        series = [sub for sub in inside if sub.is_dir() and sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(sub))]
         if not series:
             raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series")
         return [ScanFiles(sub.name, (sub,)) for sub in series]
@@ -195,7 +200,7 @@ def _in_list(path: Path) -> list[ScanFiles]:
     scans = []
     for line in lines:
         paths = tuple(path.parent / Path(cell.strip()).expanduser() for cell in line if cell.strip())
-        scans.append(ScanFiles(_single(paths[0]).name if paths[0].suffix else paths[0].name, paths))
+        scans.append(ScanFiles(paths[0].name if paths[0].is_dir() else _single(paths[0]).name, paths))
     return scans
 
 
@@ -212,7 +217,7 @@ def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
         image = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
         volumes = channels_of(image, str(path))
         return volumes, Geometry.of(image)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever readers of images raise at foreign bytes
         raise UserError(f"{path}: cannot be read ({reason(error)})") from error
@@ -233,7 +238,15 @@ def _read_series(folder: Path) -> sitk.Image:
         raise UserError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    return reader.Execute()
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    # ITK lays the slices at equal distances, and only warns where one is missing.
+    normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
+    positions = [reader.GetMetaData(i, IMAGE_POSITION).split("\\") for i in range(image.GetDepth())]
+    steps = np.diff(np.array(positions, dtype=float) @ normal)
+    if len(steps) and not np.allclose(steps, np.median(steps), rtol=0.01, atol=0.01):
+        raise UserError(f"{folder}: its slices are not equally spaced ({steps.min():g} to {steps.max():g} mm apart)")
+    return image
 
 
 def _same_grid(one: Geometry, other: Geometry) -> bool:

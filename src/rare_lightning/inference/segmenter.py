@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
 from rare_lightning.inference.resampling import resample, resample_in_slabs
@@ -80,10 +81,13 @@ class Segmenter:
         device: str | torch.device = "cpu",
     ) -> None:
         paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+        if not paths:
+            raise UserError("there is no checkpoint to load")
         models = [_load(path) for path in paths]
         for path, (_, facts) in zip(paths, models, strict=True):
             if facts != models[0][1]:
-                raise UserError(f"{path}: was trained on other channels, classes or preprocessing than {paths[0]}")
+                differing = ", ".join(name for name in facts if facts[name] != models[0][1][name])
+                raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
         facts = models[0][1]
         self.networks = [network.to(device) for network, _ in models]
         self.channels: list[str] = facts["channels"]
@@ -136,6 +140,8 @@ class Segmenter:
                 f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
                 f"({', '.join(self.channels)})"
             )
+        if not np.isfinite(scan.array).all():
+            raise UserError(f"{name}: holds NaN or infinite voxels; set them to a finite value first")
         geometry = scan.geometry
         spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
         try:
@@ -163,10 +169,13 @@ class Segmenter:
             device = next(network.parameters()).device
             image = prepared.image[None].to(device)
             for axes in flips:
-                logits = segment_level(network, prepared.route.level, image.flip(axes), self.window_size).float()
-                # In place: softmax maps of whole scans are what fills the memory.
-                softmax = torch.softmax(logits, dim=1, out=logits).flip(axes)[0]
+                seen = image.flip(axes) if axes else image  # an empty flip would copy
+                logits = segment_level(network, prepared.route.level, seen, self.window_size).float()
+                # In place, and none kept longer than needed: softmax maps of whole scans are what fills the memory.
+                torch.softmax(logits, dim=1, out=logits)
+                softmax = (logits.flip(axes) if axes else logits)[0]
                 mean = softmax if mean is None else mean.add_(softmax)
+                del logits, softmax
         if mean is None:
             raise ValueError("there is no network")
         return mean.div_(len(self.networks) * len(flips))
@@ -186,7 +195,7 @@ class Segmenter:
         answer_spacing: Sequence[float] = prepared.route.spacing
         size = list(prepared.size)
         if self.networks[0].answer_grid == "base":
-            answer_spacing = self.preprocessing.spacing
+            answer_spacing = [mm / s for mm, s in zip(prepared.route.spacing, stride, strict=True)]
             size = [n * s for n, s in zip(size, stride, strict=True)]
         answer = answer[:, : size[0], : size[1], : size[2]]
         geometry = prepared.geometry
@@ -196,8 +205,10 @@ class Segmenter:
         else:
             wanted, spacing = geometry.canonical_size, geometry.canonical_spacing
         labels = np.empty(wanted, dtype=np.uint8)
+        counts = np.zeros(len(self.classes), dtype=np.int64)
         for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted):
             labels[where] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+            counts += np.bincount(labels[where].ravel(), minlength=len(self.classes))
         if on_base_grid:
             ratio = [mm / own for mm, own in zip(spacing, geometry.canonical_spacing, strict=True)]
             affine = geometry.canonical_affine.copy()
@@ -207,7 +218,6 @@ class Segmenter:
         else:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
         voxel_ml = float(np.prod(spacing)) / 1000
-        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
         return Segmentation(labels, geometry, volumes, prepared.route)
 
@@ -228,13 +238,21 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
         settings = checkpoint["hyper_parameters"]
         facts["window_size"] = settings.get("window_size")
         module, _, name = settings["network"]["class_path"].rpartition(".")
-        network = getattr(importlib.import_module(module), name)(**settings["network"]["init_args"])
-        weights = {key.removeprefix("network."): w for key, w in checkpoint["state_dict"].items()}
-        network.load_state_dict({key: w for key, w in weights.items() if not key.startswith(("train_", "val_"))})
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # whatever unpickling foreign bytes raises
         raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        if not (isinstance(kind, type) and issubclass(kind, MultiResolutionNetwork)):  # or any function could be called
+            raise TypeError(f"{module}.{name} is not a MultiResolutionNetwork")
+        network: MultiResolutionNetwork = kind(**settings["network"]["init_args"])
+        prefix = "network."
+        weights = checkpoint["state_dict"].items()
+        network.load_state_dict({key.removeprefix(prefix): w for key, w in weights if key.startswith(prefix)})
+    except Exception as error:
+        raise UserError(f"{path}: its network cannot be built ({reason(error)})") from error
+    facts["answer_grid"] = network.answer_grid
     return network.eval(), facts
 
 
