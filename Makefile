@@ -39,7 +39,7 @@ format: setup
 notebooks: setup  ## run the notebooks
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
-check: lint types test notebooks
+check: lint types test notebooks test-slow
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage data/phantom $(DEMO)

@@ -38,7 +38,7 @@ def stage_strides(depth: int, strides: Sequence[Sequence[int]] | int = 2) -> lis
 
 def level_stride(strides: Sequence[Size3], level: int) -> Size3:
     """Voxel size of a level in base voxels, per axis; of the bottleneck for ``level=len(strides)``."""
-    x, y, z = (prod(stride[axis] for stride in strides[:level]) for axis in range(3))
+    x, y, z = (prod([stride[axis] for stride in strides[:level]]) for axis in range(3))
     return x, y, z
 
 

@@ -147,17 +147,17 @@ class RAREUNet(MultiResolutionNetwork):
                 staying = sum(count for level, count in zip(entries, counts, strict=True) if level < stage)
                 logits[stage] = self.heads[str(stage)](x[staying:])
                 x = x[:staying]
-        return Prediction(dict(sorted(logits.items())), gateway, encoder)
+        return Prediction({level: logits[level] for level in entries}, gateway, encoder)
 
     def _check(self, images: Pyramid) -> None:
         if not images or not set(images) <= set(self.levels):
             raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
         bottleneck = level_stride(self.strides, len(self.strides))
         extent: Size3 | None = None
-        for level, image in sorted(images.items()):
-            stride, size = self.level_stride(level), tuple(image.shape[2:])
+        for level in sorted(images):
+            stride, size = self.level_stride(level), tuple(images[level].shape[2:])
             x, y, z = (n * s for n, s in zip(size, stride, strict=True))
-            if prod(-(-n // s) for n, s in zip((x, y, z), bottleneck, strict=True)) < self._smallest_bottleneck:
+            if prod([-(-n // s) for n, s in zip((x, y, z), bottleneck, strict=True)]) < self._smallest_bottleneck:
                 needed = tuple(whole // part + 1 for whole, part in zip(bottleneck, stride, strict=True))
                 raise ValueError(
                     f"level {level} image has size {size}, which is too small: one axis must reach {needed}"
