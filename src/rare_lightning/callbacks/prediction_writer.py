@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from rare_lightning.callbacks.processes import gather
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
@@ -85,10 +85,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the failures of all processes together, and the volumes of all cases in the folder into one table."""
-        if dist.is_available() and dist.is_initialized():
-            everyone: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, self.failures)
-            self.failures = sorted(failure for failures in everyone for failure in failures)
+        # Sorted, since processes finish in any order.
+        self.failures = sorted(failure for failures in gather(self.failures) for failure in failures)
         if trainer.is_global_zero:
             self.write_volumes()
 

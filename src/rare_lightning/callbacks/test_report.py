@@ -6,9 +6,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 
+from rare_lightning.callbacks.processes import gather
 from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
@@ -61,7 +61,7 @@ class TestReport(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""
-        gathered = _gather((self.rows, self.slices))
+        gathered = gather((self.rows, self.slices))
         if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
             return
         # A sampler may give the last cases to two processes to even them out; each counts once.
@@ -93,14 +93,6 @@ def _training_record(trainer: L.Trainer) -> dict[str, Any] | None:
     """How the tested network was trained, if its checkpoint tells."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
     return next((callback.record or None for callback in callbacks if isinstance(callback, TrainingRecord)), None)
-
-
-def _gather(mine: Any) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def _slice(result: LevelResult, base_spacing: list[float]) -> Slice:

@@ -174,8 +174,7 @@ class DecathlonDataModule(L.LightningDataModule):
             UserError: If the checkpoint was trained on cases under the same ids, but its split does not fit these.
         """
         split = Split(**{role: tuple(ids) for role, ids in state_dict["split"].items()})
-        preprocessing = state_dict["preprocessing"]
-        saved = Preprocessing(tuple(preprocessing["spacing"]), preprocessing["normalize"], preprocessing["foreground"])
+        saved = Preprocessing.from_dict(state_dict["preprocessing"])
         if list(self.task.classes) != list(state_dict["classes"]):
             raise UserError(
                 f"{self.root}: classes {list(self.task.classes)} differ from the checkpoint's {state_dict['classes']}"

@@ -36,6 +36,11 @@ class Preprocessing:
         """Plain values, as kept in checkpoints."""
         return {"spacing": list(self.spacing), "normalize": self.normalize, "foreground": self.foreground}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Back from :meth:`as_dict`."""
+        return cls(tuple(values["spacing"]), values["normalize"], values["foreground"])
+
     def __call__(self, case: Case) -> tio.Subject:
         """Read a case -> subject with ``image`` (float32) and ``label`` (uint8) on the base grid."""
         subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))

@@ -67,8 +67,8 @@ class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not ann
         return subject
 
 
-def level_affine(affine: np.ndarray, stride: Size3) -> np.ndarray:
-    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride."""
+def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
+    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride (whole or not)."""
     scaled = affine.copy()
     scaled[:3, 3] += affine[:3, :3] @ ((np.array(stride) - 1) / 2)
     scaled[:3, :3] = affine[:3, :3] * np.array(stride)

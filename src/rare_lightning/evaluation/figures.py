@@ -78,10 +78,7 @@ def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequ
             axes_row[2].set_xlabel(f"Dice {piece.dice:.3f}")
         for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
             axes.set_title(heading, fontsize=9)
-    handles = [
-        matplotlib.patches.Patch(color=c, label=n) for c, n in zip(COLORS * classes, class_names[1:], strict=False)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _add_legend(figure, class_names)
     figure.savefig(path, dpi=110)
 
 
@@ -122,10 +119,16 @@ def plot_preview(
                 shown.T, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **style
             )
         axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
-    handles = [
-        matplotlib.patches.Patch(color=c, label=n) for c, n in zip(COLORS * classes, class_names[1:], strict=False)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _add_legend(figure, class_names)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)
+
+
+def _add_legend(figure: Figure, class_names: Sequence[str]) -> None:
+    """Colours of the foreground classes, below the pictures."""
+    handles = [
+        matplotlib.patches.Patch(color=color, label=name)
+        for color, name in zip(COLORS * len(class_names), class_names[1:], strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

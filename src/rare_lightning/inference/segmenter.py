@@ -14,7 +14,7 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.pyramid import level_affine, pad_to_size
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
@@ -93,11 +93,7 @@ class Segmenter:
         self.channels: list[str] = facts["channels"]
         self.classes: list[str] = facts["classes"]
         self.level_strides: list[Size3] = [(x, y, z) for x, y, z in facts["level_strides"]]
-        self.preprocessing = Preprocessing(
-            tuple(facts["preprocessing"]["spacing"]),
-            facts["preprocessing"]["normalize"],
-            facts["preprocessing"]["foreground"],
-        )
+        self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
@@ -211,10 +207,7 @@ class Segmenter:
             counts += np.bincount(labels[where].ravel(), minlength=len(self.classes))
         if on_base_grid:
             ratio = [mm / own for mm, own in zip(spacing, geometry.canonical_spacing, strict=True)]
-            affine = geometry.canonical_affine.copy()
-            affine[:3, 3] += affine[:3, :3] @ ((np.array(ratio) - 1) / 2)
-            affine[:3, :3] = affine[:3, :3] * np.array(ratio)
-            geometry = canonical_geometry(affine, wanted)
+            geometry = canonical_geometry(level_affine(geometry.canonical_affine, ratio), wanted)
         else:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
         voxel_ml = float(np.prod(spacing)) / 1000
