@@ -30,9 +30,8 @@ def simulate(scan: Scan, spacing: tuple[float, ...]) -> Scan:
     """The scan as if it had been taken at another spacing in mm along the canonical axes, in canonical order."""
     own, size = scan.geometry.canonical_spacing, scan.geometry.canonical_size
     new = [max(1, round(n * mm / other)) for n, mm, other in zip(size, own, spacing, strict=True)]
-    volume = torch.stack([torch.as_tensor(scan.geometry.to_canonical(c).astype(np.float32)) for c in scan.array])
     geometry = Geometry(tuple(new), spacing, (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
-    return Scan(resample(volume, own, spacing, new).numpy(), geometry)
+    return Scan(resample(torch.from_numpy(scan.canonical), own, spacing, new).numpy(), geometry)
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray, classes: int) -> float:
@@ -53,11 +52,12 @@ def main() -> None:
     for case in cases:
         image, label = (read_scan(ScanFiles(case.case_id, (path,))) for path in (case.image, case.label))
         pairs.append((image, label.geometry.to_canonical(label.array[0]).astype(np.uint8)))
+    segmenters = {strategy: rare_lightning.load(args.checkpoint, strategy=strategy) for strategy in STRATEGIES}
     rows = []
     for spacing in [(mm, mm, mm) for mm in map(float, ISOTROPIC)] + [tuple(map(float, s)) for s in ANISOTROPIC]:
         # The rules differ on anisotropic scans alone.
         for strategy in STRATEGIES if len(set(spacing)) > 1 else STRATEGIES[:1]:
-            segmenter = rare_lightning.load(args.checkpoint, strategy=strategy)
+            segmenter = segmenters[strategy]
             scores, levels = [], set()
             for image, truth in pairs:
                 prepared = segmenter.prepare(simulate(image, spacing), "scan")

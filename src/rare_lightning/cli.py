@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
+from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
@@ -232,13 +232,8 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     path = parser.parse_known_args(words[1:])[0].ckpt_path
     if path is None:
         return words
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # whatever unpickling foreign bytes raises
-        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+    checkpoint = read_checkpoint(path)
+    settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
     # What follows from the data is linked to it and not to be given.

@@ -1,11 +1,34 @@
 """What a checkpoint keeps of how its objects were made: class paths and arguments, never pickled objects."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
+from rare_lightning.errors import UserError
+
+CHECKPOINT_PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "DecathlonDataModule")
 PLAIN = (str, int, float, bool, type(None))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Content of a checkpoint, with all parts that ``rare fit`` writes.
+
+    Raises:
+        UserError: If there is no such file, or it is something else.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        missing = [part for part in CHECKPOINT_PARTS if part not in checkpoint]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # whatever unpickling foreign bytes raises
+        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of rare fit (without {', '.join(missing)})")
+    return checkpoint
 
 
 def keep_plain_hyperparameters(component: HyperparametersMixin) -> None:

@@ -52,6 +52,11 @@ class Scan:
     geometry: Geometry
     nifti_header: nib.Nifti1Header | None = None
 
+    @property
+    def canonical(self) -> np.ndarray:
+        """``(C, D, H, W)`` float32 along the canonical axes."""
+        return np.stack([self.geometry.to_canonical(channel).astype(np.float32) for channel in self.array])
+
 
 def suffix_of(path: Path) -> str | None:
     """The image suffix of a file name; None if it has none that is known."""

@@ -13,6 +13,7 @@ import torch
 import torchio as tio
 from torch import Tensor
 
+from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import level_affine, pad_to_size
 from rare_lightning.data.voxels import reason
@@ -144,11 +145,9 @@ class Segmenter:
             chosen = route(spacing, base, self.level_strides, self.strategy, level)
         except ValueError as error:
             raise UserError(str(error)) from error
-        image = torch.stack(
-            [torch.as_tensor(geometry.to_canonical(channel).astype(np.float32)) for channel in scan.array]
-        )
         size = _new_size(geometry.canonical_size, spacing, chosen.spacing)
-        image = self.preprocessing.normalized(resample(image, spacing, chosen.spacing, size))
+        volume = resample(torch.from_numpy(scan.canonical), spacing, chosen.spacing, size)
+        image = self.preprocessing.normalized(volume)
         deepest, stride = self.level_strides[-1], self.level_strides[chosen.level]
         multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
         padded = [-(-n // m) * m for n, m in zip(size, multiple, strict=True)]
@@ -222,20 +221,12 @@ def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segm
 
 def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     """Network in evaluation mode, and what must be alike in an ensemble."""
+    checkpoint = read_checkpoint(path)
+    data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
+    facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}
+    facts["window_size"] = settings.get("window_size")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        facts = {
-            name: checkpoint["DecathlonDataModule"][name]
-            for name in ("channels", "classes", "level_strides", "preprocessing")
-        }
-        settings = checkpoint["hyper_parameters"]
-        facts["window_size"] = settings.get("window_size")
         module, _, name = settings["network"]["class_path"].rpartition(".")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # whatever unpickling foreign bytes raises
-        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
-    try:
         kind = getattr(importlib.import_module(module), name)
         if not (isinstance(kind, type) and issubclass(kind, MultiResolutionNetwork)):  # or any function could be called
             raise TypeError(f"{module}.{name} is not a MultiResolutionNetwork")
