@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 import rare_lightning
 from common import arguments, save, table
+from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import mean_defined
 from rare_lightning.inference.geometry import Geometry
-from rare_lightning.inference.resampling import resample
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 
 ISOTROPIC = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]

@@ -9,7 +9,9 @@ import torchio as tio
 
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.cache import find_cached
+from rare_lightning.data.random_spacing import RandomSpacing
 from rare_lightning.errors import UserError
+from rare_lightning.networks.grids import block_average
 
 
 def make(root, **settings):
@@ -181,3 +183,11 @@ def test_augmentation_applies_to_training_alone(phantom):
     data.prepare_data()
     assert not next(iter(data.train_dataloader()))["image"][0].any()
     assert next(iter(data.val_dataloader()))["image"][0].any()
+
+
+def test_random_spacing_applies_to_training_alone(phantom):
+    data = make(phantom, random_spacing=RandomSpacing(in_between=1, anisotropic=0))
+    data.prepare_data()
+    for loader, exact in ((data.train_dataloader(), False), (data.val_dataloader(), True)):
+        image = next(iter(loader))["image"]
+        assert torch.allclose(image[1], block_average(image[0], (2, 2, 2)), atol=1e-5) == exact

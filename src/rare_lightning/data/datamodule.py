@@ -16,6 +16,7 @@ from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
+from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, read_task
 from rare_lightning.errors import UserError
@@ -37,6 +38,7 @@ class DecathlonDataModule(L.LightningDataModule):
         foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
         label_downsampling: ``majority`` or ``nearest``.
         augmentation: TorchIO transforms, applied in order to training patches.
+        random_spacing: Lets training images have spacings between the levels and coarse axes, see its class.
         patch_size: Training patch in base voxels; None for whole volumes, padded to the largest of their batch.
         patches_per_case: Training patches per case and epoch.
         foreground_fraction: Share of training patches placed on a foreground voxel.
@@ -64,6 +66,7 @@ class DecathlonDataModule(L.LightningDataModule):
         foreground: Foreground = "nonzero",
         label_downsampling: LabelDownsampling = "majority",
         augmentation: list[tio.Transform] | None = None,
+        random_spacing: RandomSpacing = EXACT,
         patch_size: list[int] | None = None,
         patches_per_case: int = 1,
         foreground_fraction: float = 0.0,
@@ -87,6 +90,7 @@ class DecathlonDataModule(L.LightningDataModule):
         self.foreground = foreground
         self.label_downsampling = label_downsampling
         self.augmentation = tio.Compose(augmentation) if augmentation else None
+        self.random_spacing = random_spacing
         self.patches_per_case = patches_per_case
         self.foreground_fraction = foreground_fraction
         self.batch_size = batch_size
@@ -138,7 +142,8 @@ class DecathlonDataModule(L.LightningDataModule):
                 f"data.batch_size ({self.batch_size}) is larger than an epoch of {len(dataset)} patches. "
                 "Lower it, or raise data.patches_per_case."
             )
-        return self._loader(dataset, batch_size=self.batch_size, shuffle=True, drop_last=True)
+        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing)
+        return self._loader(dataset, collate, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole validation cases, one per batch."""
@@ -223,11 +228,13 @@ class DecathlonDataModule(L.LightningDataModule):
             cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
         return cases
 
-    def _loader(self, dataset: Dataset[tio.Subject], **options: Any) -> DataLoader[tio.Subject]:
+    def _loader(
+        self, dataset: Dataset[tio.Subject], collate: PyramidCollate | None = None, **options: Any
+    ) -> DataLoader[tio.Subject]:
         return DataLoader(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=PyramidCollate(self.strides, self.label_downsampling),
+            collate_fn=collate or PyramidCollate(self.strides, self.label_downsampling),
             **options,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
+from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.networks.grids import Size3, block_average
 
 LabelDownsampling = Literal["majority", "nearest"]
@@ -76,7 +77,10 @@ def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
 
 
 def make_pyramid(
-    subject: tio.Subject, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority"
+    subject: tio.Subject,
+    strides: Sequence[Size3],
+    label_downsampling: LabelDownsampling = "majority",
+    random_spacing: RandomSpacing = EXACT,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each."""
     images, labels = {}, {}
@@ -84,6 +88,8 @@ def make_pyramid(
         down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
         # Some transforms change the type of a label map, and only when they are drawn.
         images[level] = down.image.data.float()
+        if random_spacing != EXACT:
+            images[level] = random_spacing(subject.image.data.float(), stride, strides[-1])
         labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 
@@ -107,11 +113,18 @@ class PyramidCollate:
     Args:
         strides: Cumulative stride of each level.
         label_downsampling: How labels reach the level grids.
+        random_spacing: Draws the spacing of each level's image, for training.
     """
 
-    def __init__(self, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority") -> None:
+    def __init__(
+        self,
+        strides: Sequence[Size3],
+        label_downsampling: LabelDownsampling = "majority",
+        random_spacing: RandomSpacing = EXACT,
+    ) -> None:
         self.strides = list(strides)
         self.label_downsampling = label_downsampling
+        self.random_spacing = random_spacing
 
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
@@ -125,7 +138,7 @@ class PyramidCollate:
             shape, spacing = subject.spatial_shape, subject.spacing
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
-            images, labels = make_pyramid(subject, self.strides, self.label_downsampling)
+            images, labels = make_pyramid(subject, self.strides, self.label_downsampling, self.random_spacing)
             items.append(
                 {
                     "image": images,

@@ -16,10 +16,10 @@ from torch import Tensor
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import level_affine, pad_to_size
+from rare_lightning.data.resampling import resample, resample_in_slabs
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
-from rare_lightning.inference.resampling import resample, resample_in_slabs
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan
 from rare_lightning.inference.windows import segment_level

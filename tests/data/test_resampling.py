@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rare_lightning.inference.resampling import axis_weights, resample, resample_in_slabs
+from rare_lightning.data.resampling import axis_weights, resample, resample_in_slabs
 from rare_lightning.networks.grids import block_average, interpolate
 
 
