@@ -184,6 +184,7 @@ def test_a_blend_of_windows_is_where_the_volume_is():
 
 class Echo(torch.nn.Module):
     level_stride = staticmethod(lambda level: (2**level,) * 3)
+    coarsest_stride = (4, 4, 4)
 
     def forward(self, images):
         return Prediction({k: block_repeat(image, self.level_stride(k)) for k, image in images.items()}, {}, {})

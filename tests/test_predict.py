@@ -115,7 +115,7 @@ def test_scans_never_give_way_to_their_answers(checkpoint, folder, capsys):
     [
         (["--accelerator", "gpu"], "--accelerator gpu", 1),
         (["--num_workers", "-1"], "must be >= 0", 1),
-        (["--level", "7"], "the model has levels 0..2", 1),
+        (["--level", "7"], "the model has levels 0, 1, 2", 1),
         (["--grid", "other"], "grid", 2),
         (["--output", "/proc/out"], "cannot be written to", 1),
         (["--ckpt_path", "gone.ckpt"], "no such checkpoint", 1),

@@ -1,4 +1,4 @@
-"""What ``rare`` does without LightningCLI: checking data and predicting."""
+"""What ``rare`` does without LightningCLI: checking data, predicting, exporting."""
 
 import argparse
 import tempfile
@@ -16,6 +16,7 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
+from rare_lightning.inference.export import ExportedNetwork, Format, export_network
 
 
 def check_data(root: str) -> None:
@@ -40,6 +41,7 @@ def predict(
     level: int | None = None,
     routing: RoutingStrategy = "mean",
     mirror: bool = False,
+    memory: float | None = None,
     preview: bool = False,
     resume: bool = False,
     accelerator: str = "auto",
@@ -49,13 +51,15 @@ def predict(
     """Segment scans of any resolution, each on its own grid.
 
     Args:
-        ckpt_path: Checkpoint of rare fit; several are averaged.
+        ckpt_path: Checkpoint of rare fit, or folder of rare export; several are averaged.
         input: Files, folders, DICOM folders, patterns, or CSV lists (image[,image2,...]).
         output: Folder for NAME.nii.gz (or the scan's own format), NAME.json and volumes.csv.
         grid: "input" answers on the scan's own grid, "base" at the base spacing in canonical orientation.
         level: Enter every scan at this level, whatever its spacing.
         routing: "mean" takes the level nearest to the mean spacing of a scan, "finest" to that of its finest axis.
         mirror: Average over mirror images: eight times the work.
+        memory: GiB that each device may use; three quarters of what it has by default. Scans that would need more are
+            segmented in windows.
         preview: Write NAME.png.
         resume: Skip scans that have an answer in the output folder.
         accelerator: As of Lightning's Trainer.
@@ -65,9 +69,9 @@ def predict(
     Raises:
         UserError: If there is nothing to do, or scans could not be segmented; it lists them with their reasons.
     """
-    segmenter = Segmenter(ckpt_path, routing, mirror)
-    if level is not None and not 0 <= level < len(segmenter.level_strides):
-        raise UserError(f"--level {level}: the model has levels 0..{len(segmenter.level_strides) - 1}")
+    segmenter = Segmenter(ckpt_path, routing, mirror, memory=memory)
+    if level is not None and level not in segmenter.level_strides:
+        raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
     scans = find_scans(input)
     folder = Path(output).expanduser()
     writer = PredictionWriter(folder, segmenter.classes, [Path(path).name for path in ckpt_path], preview)
@@ -103,6 +107,38 @@ def predict(
     print(f"{len(waiting)} segmentations in {folder}")
 
 
+def export(ckpt_path: str, format: Format, output: str, level: int | Literal["all"] = "all") -> None:
+    """Write the network of a checkpoint for another inference engine, one file per entry level.
+
+    Args:
+        ckpt_path: Checkpoint of rare fit.
+        format: onnx, openvino or torchscript.
+        output: New folder for level_0, level_1, ... and model.json, which says what preprocessing needs.
+        level: One level, or all.
+
+    Raises:
+        UserError: If the folder holds something already, the engine is not installed, or what was exported does not
+            answer as the checkpoint does.
+    """
+    segmenter = Segmenter(ckpt_path)
+    if isinstance(segmenter.networks[0], ExportedNetwork):
+        raise UserError(f"{ckpt_path}: is exported already; give the checkpoint of rare fit")
+    levels = list(segmenter.level_strides) if level == "all" else [level]
+    if not set(levels) <= set(segmenter.level_strides):
+        raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
+    folder = Path(output).expanduser()
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty; choose a new folder")
+        needed = {entry: segmenter.forward_bytes(entry) for entry in levels}
+        differences = export_network(segmenter.networks[0], segmenter.facts, needed, folder, format, levels)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+    for entry, difference in differences.items():
+        print(f"level {entry}: probabilities differ from PyTorch's by at most {difference:.1e}")
+    print(f"Next: rare predict --ckpt_path {folder} --input SCANS --output FOLDER")
+
+
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
     """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
@@ -117,7 +153,7 @@ def parser_of(name: str, purpose: str) -> ArgumentParser:
     """Parser of a command's words."""
     parser = ArgumentParser(prog=f"rare {name}", description=purpose, exit_on_error=False)
     if name != "predict":
-        parser.add_function_arguments(COMMANDS[name], as_positional=True)
+        parser.add_function_arguments(COMMANDS[name], as_positional=name in ("data check", "phantom"))
         return parser
     # jsonargparse would want lists in brackets.
     parser.add_argument("--ckpt_path", nargs="+", required=True, help="checkpoint of rare fit; several are averaged")
@@ -129,4 +165,9 @@ def parser_of(name: str, purpose: str) -> ArgumentParser:
     return parser
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"data check": check_data, "phantom": make_phantom, "predict": predict}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "data check": check_data,
+    "phantom": make_phantom,
+    "predict": predict,
+    "export": export,
+}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import rare_lightning
 from rare_lightning import DecathlonDataModule, RAREUNet, SegmentationModule
 
 
@@ -33,3 +34,8 @@ def scan(phantom):
     made = sitk.GetImageFromArray(np.ascontiguousarray(array))
     made.SetOrigin((5.0, -7.0, 11.0))
     return made
+
+
+@pytest.fixture
+def segmenter(checkpoint):
+    return rare_lightning.load(checkpoint)

@@ -2,7 +2,7 @@ import pytest
 
 from rare_lightning.inference import route
 
-STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)]
+STRIDES = {0: (1, 1, 1), 1: (2, 2, 2), 2: (4, 4, 4), 3: (8, 8, 8)}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_axes_are_renamed_alike():
 
 
 def test_levels_have_the_spacing_of_their_strides():
-    found = route((2.0, 2.0, 3.0), (1.0, 1.0, 3.0), [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
+    found = route((2.0, 2.0, 3.0), (1.0, 1.0, 3.0), {0: (1, 1, 1), 1: (2, 2, 1), 2: (4, 4, 2)})
     assert found.level == 1
     assert found.spacing == (2.0, 2.0, 3.0)
     assert found.note == "2x2x3 mm enters at level 1 (nearest), no resampling"
@@ -46,5 +46,11 @@ def test_the_note_says_what_is_done():
 
 
 def test_unknown_levels_are_refused():
-    with pytest.raises(ValueError, match=r"level \(4\) must be one of 0\.\.3"):
+    with pytest.raises(ValueError, match=r"level \(4\) must be one of \[0, 1, 2, 3\]"):
         route((1, 1, 1), (1, 1, 1), STRIDES, level=4)
+
+
+def test_a_scan_enters_at_one_of_the_levels_there_are():
+    two = {level: STRIDES[level] for level in (1, 2)}
+    assert [route((mm,) * 3, (1, 1, 1), two).level for mm in (1, 2, 4, 8)] == [1, 1, 2, 2]
+    assert "finer than level 1" in route((1, 1, 1), (1, 1, 1), two).note

@@ -1,4 +1,5 @@
 from itertools import permutations, product
+from math import prod
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torchio as tio
 import rare_lightning
 from rare_lightning.errors import UserError
 from rare_lightning.inference.geometry import Geometry
-from rare_lightning.inference.scans import Scan
+from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
+from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.networks import MultiResolutionNetwork, Prediction
 from rare_lightning.networks.grids import block_average, interpolate
 
@@ -27,11 +29,6 @@ def same_grid(one, other):
 
 def as_scan(image):
     return Scan(labels_of(image).transpose(2, 1, 0)[None], Geometry.of(image))
-
-
-@pytest.fixture
-def segmenter(checkpoint):
-    return rare_lightning.load(checkpoint)
 
 
 def canonical(scan):
@@ -86,7 +83,7 @@ class Bright(MultiResolutionNetwork):
 
     def __init__(self, answer_grid):
         super().__init__()
-        self.levels, self.answer_grid = (0, 1, 2), answer_grid
+        self.levels, self.answer_grid, self.coarsest_stride = (0, 1, 2), answer_grid, (4, 4, 4)
         self.nothing = torch.nn.Parameter(torch.zeros(()))
 
     def level_stride(self, level):
@@ -179,7 +176,7 @@ def test_a_checkpoint_cannot_name_any_function(checkpoint, tmp_path, path):
 def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
     with pytest.raises(UserError, match=r"image: has 2 channel\(s\), the model needs 1"):
         segmenter(sitk.Compose([scan, scan]))
-    with pytest.raises(UserError, match=r"level \(3\) must be one of 0\.\.2"):
+    with pytest.raises(UserError, match=r"level \(3\) must be one of \[0, 1, 2\]"):
         segmenter(scan, level=3)
     broken = sitk.Image(scan)
     broken[3, 3, 3] = float("nan")
@@ -191,3 +188,32 @@ def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
     for path, message in ((tmp_path / "a.ckpt", "not a checkpoint"), (tmp_path / "b.ckpt", "no such checkpoint")):
         with pytest.raises(UserError, match=message):
             rare_lightning.load(path)
+
+
+def test_too_little_memory_makes_windows_and_far_too_little_is_refused(checkpoint, segmenter, phantom):
+    path = phantom / "imagesTr" / "hippocampus_002.nii.gz"
+    whole = segmenter.prepare(read_scan(ScanFiles("scan", (path,))), "scan")
+    assert segmenter.window(whole) is None
+    size = whole.image.shape[1:]
+    per_voxel = forward_bytes(segmenter.networks[0], whole.route.level, 1)
+    little = rare_lightning.load(checkpoint, memory=(LIBRARIES + 0.7 * per_voxel * prod(size)) / GIB)
+    window = little.window(whole)
+    assert prod(window) <= 0.7 * prod(size)
+    assert all(n % 8 == 0 for n in window)
+    answer = little.segment(whole)
+    assert answer.window == window
+    assert answer.labels.shape == segmenter.segment(whole).labels.shape
+    with pytest.raises(UserError, match=r"needs 1\.0 GiB of memory at level 0, and may use 0\.5: raise --memory"):
+        rare_lightning.load(checkpoint, memory=0.5).segment(whole)
+    with pytest.raises(UserError, match=r"memory \(0 GiB\) must be positive"):
+        rare_lightning.load(checkpoint, memory=0)
+
+
+def test_networks_trained_on_patches_segment_in_windows_of_their_size(checkpoint, scan, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["window_size"] = [16, 16, 16]
+    torch.save(content, tmp_path / "patches.ckpt")
+    segmenter = rare_lightning.load(tmp_path / "patches.ckpt")
+    prepared = segmenter.prepare(as_scan(scan), "scan")
+    assert segmenter.window(prepared) == [16, 16, 16]
+    assert segmenter.segment(prepared).window == [16, 16, 16]

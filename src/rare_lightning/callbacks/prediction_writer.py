@@ -62,9 +62,11 @@ class PredictionWriter(BasePredictionWriter):
             "spacing_mm": list(scan.geometry.spacing),
             "level": answer.route.level,
             "route": answer.route.note,
+            "window": answer.window,
             "volumes_ml": answer.volumes_ml,
         }
-        print(f"{files.name}: {answer.route.note}")
+        windows = f", in windows of {'x'.join(map(str, answer.window))}" if answer.window else ""
+        print(f"{files.name}: {answer.route.note}{windows}")
         try:
             _write_text(self.folder / f"{files.name}.json", json.dumps(record, indent=1) + "\n")
             if self.preview:

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
-from rare_lightning.networks.grids import Size3, block_average
+from rare_lightning.networks.grids import Size3, block_average, round_up
 
 LabelDownsampling = Literal["majority", "nearest"]
 
@@ -95,9 +95,9 @@ def make_pyramid(
 
 
 def pad_to_size(array: np.ndarray | Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat the last voxels of ``(C, D, H, W)`` up to ``size``; the first voxel stays first, larger axes stay."""
+    """Repeat the last voxels of ``(..., D, H, W)`` up to ``size``; the first voxel stays first, larger axes stay."""
     tensor = torch.as_tensor(array)
-    for axis, n in enumerate(size, start=1):
+    for axis, n in zip((-3, -2, -1), size, strict=True):
         extra = n - tensor.shape[axis]
         if extra > 0:
             edge = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
@@ -131,8 +131,8 @@ class PyramidCollate:
 
         Noted are ``case``, its id, and for the way back ``shape``, voxels before padding, and ``spacing``, mm.
         """
-        largest = np.max([subject.spatial_shape for subject in subjects], axis=0)
-        size = [int(-(-n // s) * s) for n, s in zip(largest, self.strides[-1], strict=True)]
+        largest = [max(sizes) for sizes in zip(*(subject.spatial_shape for subject in subjects), strict=True)]
+        size = round_up(largest, self.strides[-1])
         items = []
         for subject in subjects:
             shape, spacing = subject.spatial_shape, subject.spacing

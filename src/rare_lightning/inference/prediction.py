@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 import lightning as L
+import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,7 +72,7 @@ class ScanDataset(Dataset[Case]):
         try:
             scan = read_scan(files)
             prepared = self.segmenter.prepare(scan, str(files.paths[0]), self.level)
-            return Case(files, scan if self.keep_voxels else replace(scan, array=scan.array[:0]), prepared)
+            return Case(files, scan if self.keep_voxels else replace(scan, array=np.empty(0)), prepared)
         except UserError as error:
             return Case(files, failure=str(error))
         except (MemoryError, RuntimeError) as error:

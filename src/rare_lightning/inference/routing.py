@@ -1,6 +1,6 @@
 """Which level a scan enters at, from its voxel spacing in mm and never from its shape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, fsum, log
 from typing import Literal
@@ -31,7 +31,7 @@ class Route:
 def route(
     spacing: Spacing,
     base_spacing: Spacing,
-    level_strides: Sequence[Size3],
+    level_strides: Mapping[int, Size3],
     strategy: RoutingStrategy = "mean",
     level: int | None = None,
 ) -> Route:
@@ -40,7 +40,7 @@ def route(
     Args:
         spacing: Of the scan in mm, along the canonical axes.
         base_spacing: Of level 0 in mm.
-        level_strides: Cumulative stride of each level.
+        level_strides: Cumulative stride of each level that can be entered.
         strategy: ``mean`` takes the level that is nearest on a logarithmic scale, averaged over the axes (for equal
             strides: by the geometric mean of the spacing); ``finest`` the coarsest level that keeps the detail of
             every axis, up to rounding to the nearest.
@@ -49,18 +49,18 @@ def route(
     Raises:
         ValueError: If there is no such level.
     """
-    if level is not None and not 0 <= level < len(level_strides):
-        raise ValueError(f"level ({level}) must be one of 0..{len(level_strides) - 1}, the levels of the model")
-    grids = [_times(base_spacing, stride) for stride in level_strides]
-    offsets = [[log(mm / target) for mm, target in zip(spacing, grid, strict=True)] for grid in grids]
+    if level is not None and level not in level_strides:
+        raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")
+    grids = {entry: _times(base_spacing, stride) for entry, stride in level_strides.items()}
+    offsets = {
+        entry: [log(mm / target) for mm, target in zip(spacing, grid, strict=True)] for entry, grid in grids.items()
+    }
     if level is not None:
         chosen, why = level, "as asked for"
     elif strategy == "mean":
-        distances = [abs(fsum(offset)) for offset in offsets]
-        chosen, why = distances.index(min(distances)), "nearest"
+        chosen, why = min(offsets, key=lambda entry: abs(fsum(offsets[entry]))), "nearest"
     else:
-        distances = [abs(min(offset)) for offset in offsets]
-        chosen, why = distances.index(min(distances)), "nearest to the finest axis"
+        chosen, why = min(offsets, key=lambda entry: abs(min(offsets[entry]))), "nearest to the finest axis"
     offset = offsets[chosen]
     x, y, z = (
         mm if abs(exp(o) - 1) < TOLERANCE else level_mm
@@ -68,9 +68,9 @@ def route(
     )
     target = (x, y, z)
     beyond = ""
-    if level is None and chosen == 0 and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
-        beyond = ", the scan is finer than level 0"
-    if level is None and chosen == len(grids) - 1 and exp(max(offset)) > 1 + TOLERANCE and fsum(offset) > 0:
+    if level is None and chosen == min(grids) and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
+        beyond = f", the scan is finer than level {chosen}"
+    if level is None and chosen == max(grids) and exp(max(offset)) > 1 + TOLERANCE and fsum(offset) > 0:
         beyond = ", the scan is coarser than the last level"
     what = "no resampling" if target == spacing else f"resampled to {_mm(target)}"
     return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")

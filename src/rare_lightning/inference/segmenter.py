@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from rare_lightning.data.pyramid import level_affine, pad_to_size
 from rare_lightning.data.resampling import resample, resample_in_slabs
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
+from rare_lightning.inference.export import ExportedNetwork, sidecar_of
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
+from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan
-from rare_lightning.inference.windows import segment_level
+from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, round_up
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,26 @@ class Segmentation:
         geometry: The scan's own, or the base grid in canonical orientation.
         volumes_ml: Volume of each foreground class in ml.
         route: Where the scan entered.
+        window: Base voxels per axis of the windows it was segmented in, None if whole.
     """
 
     labels: np.ndarray
     geometry: Geometry
     volumes_ml: dict[str, float]
     route: Route
+    window: list[int] | None = None
 
 
 class Segmenter:
     """Segments scans with the network of a checkpoint, or the mean of several networks' softmax.
 
     Args:
-        checkpoints: Written by ``rare fit``; all for the same channels, classes and preprocessing.
+        checkpoints: Written by ``rare fit`` or ``rare export``; all for the same channels, classes and preprocessing.
         strategy: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
         mirror: Average over the answers to the scan and its mirror images along each axis: eight times the work.
         device: Where to run.
+        memory: GiB that may be used for it; three quarters of what the device has if None. A scan that would need
+            more is segmented in windows.
 
     Raises:
         UserError: If a file is not a checkpoint of ``rare fit``, or the checkpoints do not belong together.
@@ -80,7 +86,10 @@ class Segmenter:
         strategy: RoutingStrategy = "mean",
         mirror: bool = False,
         device: str | torch.device = "cpu",
+        memory: float | None = None,
     ) -> None:
+        if memory is not None and memory <= 0:
+            raise UserError(f"memory ({memory:g} GiB) must be positive")
         paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
         if not paths:
             raise UserError("there is no checkpoint to load")
@@ -89,15 +98,20 @@ class Segmenter:
             if facts != models[0][1]:
                 differing = ", ".join(name for name in facts if facts[name] != models[0][1][name])
                 raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
-        facts = models[0][1]
+        self.facts = facts = models[0][1]
         self.networks = [network.to(device) for network, _ in models]
         self.channels: list[str] = facts["channels"]
         self.classes: list[str] = facts["classes"]
-        self.level_strides: list[Size3] = [(x, y, z) for x, y, z in facts["level_strides"]]
+        # An exported model may have some of the levels only.
+        self.level_strides: dict[int, Size3] = {
+            level: self.networks[0].level_stride(level) for level in self.networks[0].levels
+        }
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
+        self.memory = memory
+        self._bytes_of_level: dict[int, float] = {}
 
     def __call__(
         self, image: str | Path | sitk.Image | tio.ScalarImage, level: int | None = None
@@ -148,24 +162,53 @@ class Segmenter:
         size = _new_size(geometry.canonical_size, spacing, chosen.spacing)
         volume = resample(torch.from_numpy(scan.canonical), spacing, chosen.spacing, size)
         image = self.preprocessing.normalized(volume)
-        deepest, stride = self.level_strides[-1], self.level_strides[chosen.level]
+        deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
         multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
-        padded = [-(-n // m) * m for n, m in zip(size, multiple, strict=True)]
-        return Prepared(pad_to_size(image, padded), size, chosen, geometry)
+        return Prepared(pad_to_size(image, round_up(size, multiple)), size, chosen, geometry)
+
+    def window(self, prepared: Prepared) -> list[int] | None:
+        """Base voxels per axis of the windows to segment a scan in; None for the whole.
+
+        Networks that were trained on patches get windows of that size, others the whole scan; and either smaller
+        windows, if the memory does not allow those.
+
+        Raises:
+            UserError: If the memory does not even allow the smallest windows.
+        """
+        level, device = prepared.route.level, self._device
+        stride, coarsest = self.level_strides[level], self.networks[0].coarsest_stride
+        size = [n * s for n, s in zip(prepared.image.shape[1:], stride, strict=True)]
+        memory = 0.75 * total_memory(device) if self.memory is None else self.memory * GIB
+        answer_voxels = prod(size if self.networks[0].answer_grid == "base" else prepared.image.shape[1:])
+        answers = 2 if self.mirror or len(self.networks) > 1 else 1
+        # The scan and its copy on the level grid, softmax maps, and the windows' weights.
+        kept = 8 * prepared.image.numel() + 4 * answer_voxels * (answers * len(self.classes) + 1)
+        per_voxel = self.forward_bytes(level)
+        voxels = (memory - LIBRARIES - kept) / per_voxel
+        if prod(self.window_size or size) <= voxels:
+            return self.window_size
+        try:
+            return list(fit_window(self.window_size or size, coarsest, voxels))
+        except ValueError as error:
+            least = (LIBRARIES + kept + per_voxel * prod(2 * n for n in coarsest)) / GIB
+            raise UserError(
+                f"needs {least:.1f} GiB of memory at level {level}, and may use {memory / GIB:.1f}: raise --memory, "
+                "or enter at a deeper --level"
+            ) from error
 
     @torch.inference_mode()
     def probabilities(self, prepared: Prepared) -> Tensor:
         """Softmax ``(C, D, H, W)``, on the base grid or the level grid as the network answers."""
+        window = self.window(prepared)
         mean: Tensor | None = None
         flips: list[tuple[int, ...]] = [()]
         if self.mirror:
             flips += [(2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
         for network in self.networks:
-            device = next(network.parameters()).device
-            image = prepared.image[None].to(device)
+            image = prepared.image[None].to(self._device)
             for axes in flips:
                 seen = image.flip(axes) if axes else image  # an empty flip would copy
-                logits = segment_level(network, prepared.route.level, seen, self.window_size).float()
+                logits = segment_level(network, prepared.route.level, seen, window).float()
                 # In place, and none kept longer than needed: softmax maps of whole scans are what fills the memory.
                 torch.softmax(logits, dim=1, out=logits)
                 softmax = (logits.flip(axes) if axes else logits)[0]
@@ -211,7 +254,23 @@ class Segmenter:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
         voxel_ml = float(np.prod(spacing)) / 1000
         volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
-        return Segmentation(labels, geometry, volumes, prepared.route)
+        return Segmentation(labels, geometry, volumes, prepared.route, self.window(prepared))
+
+    @property
+    def _device(self) -> torch.device:
+        parameter = next(self.networks[0].parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def forward_bytes(self, level: int) -> float:
+        """Bytes per base voxel that a network needs at a level."""
+        network = self.networks[0]
+        if level not in self._bytes_of_level:
+            self._bytes_of_level[level] = (
+                network.forward_bytes[level]
+                if isinstance(network, ExportedNetwork)
+                else forward_bytes(network, level, len(self.channels))
+            )
+        return self._bytes_of_level[level]
 
 
 def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
@@ -221,6 +280,10 @@ def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segm
 
 def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     """Network in evaluation mode, and what must be alike in an ensemble."""
+    sidecar = sidecar_of(Path(path))
+    if sidecar is not None:
+        exported = ExportedNetwork(sidecar)
+        return exported.eval(), exported.facts
     checkpoint = read_checkpoint(path)
     data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
     facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}

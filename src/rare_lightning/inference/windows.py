@@ -1,26 +1,33 @@
-"""Running a network on whole volumes of one level, in overlapping windows where it was trained on patches."""
+"""Running a network on volumes of one level: whole, or in overlapping windows."""
 
 from collections.abc import Sequence
+from math import ceil, prod
 
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
+from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.networks import MultiResolutionNetwork
+from rare_lightning.networks.grids import Size3, round_up
+
+OVERLAP = 0.25  # of neighbouring windows, as a share of their size
 
 
 def segment_level(
-    network: MultiResolutionNetwork, level: int, image: Tensor, window_size: Sequence[int] | None, overlap: float = 0.25
+    network: MultiResolutionNetwork, level: int, image: Tensor, window_size: Sequence[int] | None
 ) -> Tensor:
-    """Logits of a whole volume that enters at one level, on the grid that the network answers on.
+    """Logits of a volume that enters at one level, on the grid that the network answers on.
+
+    Windows begin where the voxels of the coarsest features do, so that a voxel is pooled with the same neighbours as
+    in the whole volume; there only the windows' borders and, in networks that normalise per sample, the statistics
+    of another extent make a difference.
 
     Args:
         network: In the mode it shall run in.
         level: Entry level.
         image: ``(B, C, D_l, H_l, W_l)``.
-        window_size: Base voxels per axis of windows that overlap and are blended with Gaussian weights: the size of
-            the training patches, since normalisation per sample sees other statistics in another extent. None runs
-            the volume whole.
-        overlap: Of neighbouring windows, as a share of their size.
+        window_size: Base voxels per axis of windows that are blended with Gaussian weights, rounded up to whole
+            voxels of the coarsest features. None runs the volume whole.
     """
 
     def predict(window: Tensor) -> Tensor:
@@ -29,9 +36,46 @@ def segment_level(
 
     if window_size is None:
         return predict(image)
-    size = [n // s for n, s in zip(window_size, network.level_stride(level), strict=True)]
-    # MONAI reads off the first window's answer that it lies on a finer grid.
+    stride, coarsest = network.level_stride(level), network.coarsest_stride
+    multiple = [max(1, whole // part) for whole, part in zip(coarsest, stride, strict=True)]
+    window = round_up([ceil(n / s) for n, s in zip(window_size, stride, strict=True)], multiple)
+    size = image.shape[2:]
+    padded = [max(n, w) for n, w in zip(round_up(size, multiple), window, strict=True)]
+    steps = [max(m, int(w * (1 - OVERLAP)) // m * m) for w, m in zip(window, multiple, strict=True)]
+    # MONAI reads off the first window's answer that it lies on a finer grid. Half a voxel keeps steps whole, which it
+    # computes back from the overlap.
     logits: Tensor = sliding_window_inference(
-        image, size, 1, predict, overlap=overlap, mode="gaussian", padding_mode="replicate"
+        pad_to_size(image, padded),
+        window,
+        sw_batch_size=1,
+        predictor=predict,
+        overlap=[max(0.0, 1 - (step + 0.5) / w) for step, w in zip(steps, window, strict=True)],
+        mode="gaussian",
     )
-    return logits
+    finer = [n // p for n, p in zip(logits.shape[2:], padded, strict=True)]
+    d, h, w = (n * f for n, f in zip(size, finer, strict=True))
+    return logits[..., :d, :h, :w]
+
+
+def fit_window(size: Sequence[int], multiple: Sequence[int], voxels: float) -> Size3:
+    """The fewest windows over a volume that have no more than so many voxels each, cut along its longest axes.
+
+    Args:
+        size: Of the volume.
+        multiple: Window sizes are multiples of this.
+        voxels: Of a window, at most.
+
+    Raises:
+        ValueError: If the smallest windows have more.
+    """
+    parts = [1, 1, 1]
+    while True:
+        x, y, z = round_up(
+            [ceil(n / (1 + (1 - OVERLAP) * (p - 1))) for n, p in zip(size, parts, strict=True)], multiple
+        )
+        if x * y * z <= voxels:
+            return x, y, z
+        shrinkable = [axis for axis, n in enumerate((x, y, z)) if n > 2 * multiple[axis]]
+        if not shrinkable:
+            raise ValueError(f"the smallest windows have {prod((x, y, z))} voxels, more than {voxels:.0f}")
+        parts[max(shrinkable, key=(x, y, z).__getitem__)] += 1

@@ -29,10 +29,12 @@ class MultiResolutionNetwork(nn.Module, ABC):
     Attributes:
         levels: Levels it can segment.
         answer_grid: Grid of its logits: ``base`` for every level, or the ``level`` grid.
+        coarsest_stride: Voxel size of its coarsest features in base voxels, per axis.
     """
 
     levels: tuple[int, ...]
     answer_grid: Grid
+    coarsest_stride: Size3
 
     @abstractmethod
     def level_stride(self, level: int) -> Size3:

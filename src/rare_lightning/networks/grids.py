@@ -42,6 +42,12 @@ def level_stride(strides: Sequence[Size3], level: int) -> Size3:
     return x, y, z
 
 
+def round_up(size: Sequence[int], multiple: Sequence[int]) -> Size3:
+    """Smallest multiples that are not smaller."""
+    x, y, z = (-(-n // m) * m for n, m in zip(size, multiple, strict=True))
+    return x, y, z
+
+
 def block_average(x: Tensor, stride: Size3) -> Tensor:
     """Average ``(B, C, D, H, W)`` over blocks: base grid -> level grid of that stride."""
     return x if stride == (1, 1, 1) else F.avg_pool3d(x, stride)

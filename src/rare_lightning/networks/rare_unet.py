@@ -72,6 +72,7 @@ class RAREUNet(MultiResolutionNetwork):
         self.out_channels = out_channels
         self.levels = tuple(range(levels + 1))
         self.strides = stage_strides(depth, strides)
+        self.coarsest_stride = level_stride(self.strides, depth)
         self.answer_grid = "base" if head == "sub_voxel" else "level"
         # Instance norm cannot normalise a single voxel, which a tiny volume is reduced to in the bottleneck.
         self._smallest_bottleneck = 2 if normalization == "instance" else 1
@@ -152,7 +153,7 @@ class RAREUNet(MultiResolutionNetwork):
     def _check(self, images: Pyramid) -> None:
         if not images or not set(images) <= set(self.levels):
             raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
-        bottleneck = level_stride(self.strides, len(self.strides))
+        bottleneck = self.coarsest_stride
         extent: Size3 | None = None
         for level in sorted(images):
             stride, size = self.level_stride(level), tuple(images[level].shape[2:])

@@ -1,0 +1,244 @@
+"""Networks as files of other inference engines, one per level, and running those files."""
+
+import importlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from os import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rare_lightning.errors import UserError
+from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks.grids import Size3
+
+Format = Literal["onnx", "openvino", "torchscript"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
+SIDECAR = "model.json"
+AXES = {0: "batch", 2: "depth", 3: "height", 4: "width"}
+TOLERANCE = 1e-3  # of a probability, between an exported network and the one it was made of
+
+
+class LevelNetwork(nn.Module):
+    """A network at one entry level: image tensor in, logits out.
+
+    Args:
+        network: Knows the level.
+        level: Entry level.
+    """
+
+    def __init__(self, network: MultiResolutionNetwork, level: int) -> None:
+        super().__init__()
+        self.network = network
+        self.level = level
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, C_in, D_l, H_l, W_l)`` to logits on the grid that the network answers on."""
+        logits: Tensor = self.network({self.level: image}).logits[self.level]
+        return logits
+
+
+class ExportedNetwork(MultiResolutionNetwork):
+    """Runs exported files as a network, one level at a time and on the CPU, unless its engine finds something faster.
+
+    Args:
+        path: The sidecar ``model.json``.
+
+    Raises:
+        UserError: If it or a file it names cannot be read, or the engine is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.facts: dict[str, Any] = content["model"]
+            self.files = {int(level): path.parent / entry["file"] for level, entry in content["levels"].items()}
+            self.forward_bytes = {int(level): entry["forward_bytes"] for level, entry in content["levels"].items()}
+            self.strides = [(x, y, z) for x, y, z in self.facts["level_strides"]]
+            self.coarsest_stride = tuple(content["coarsest_stride"])
+            opened = OPEN[content["format"]]
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; it is written by rare export, beside the networks") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not written by rare export ({type(error).__name__}: {error})") from error
+        self.levels = tuple(sorted(self.files))
+        self.answer_grid = self.facts["answer_grid"]
+        self._runners = {level: opened(file) for level, file in self.files.items()}
+
+    def level_stride(self, level: int) -> Size3:
+        """Voxel size of a level in base voxels, per axis."""
+        return self.strides[level]
+
+    def forward(self, images: Pyramid) -> Prediction:
+        """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits by level."""
+        return Prediction({level: self._runners[level](image) for level, image in images.items()}, {}, {})
+
+
+def export_network(
+    network: MultiResolutionNetwork,
+    facts: dict[str, Any],
+    forward_bytes: dict[int, float],
+    folder: Path,
+    format: Format,
+    levels: Sequence[int],
+) -> dict[int, float]:
+    """Write a file per level, and ``model.json`` with what preprocessing needs. Sizes stay free.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        facts: Plain values that describe the model, see :class:`~rare_lightning.inference.Segmenter`.
+        forward_bytes: Level -> bytes per base voxel that a forward needs.
+        folder: Where to write. Files appear whole, the sidecar last.
+        format: Of the files.
+        levels: Which entries to export.
+
+    Returns:
+        Level -> largest difference of a probability between the exported network and this one, on two images of
+        random size and noise.
+
+    Raises:
+        UserError: If the engine is not installed, or a difference exceeds 0.001.
+    """
+    suffix = SUFFIXES[format]
+    differences, entries = {}, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+        for level in levels:
+            file = Path(temporary, f"level_{level}{suffix}")
+            module = LevelNetwork(network, level).eval()
+            channels = len(facts["channels"])
+            # Odd sizes, so that no size is taken for a constant.
+            write(format, module, _noise(channels, network.level_stride(level), (43, 57, 38)), file)
+            run = OPEN[format](file)
+            differences[level] = max(
+                _difference(module, run, _noise(channels, network.level_stride(level), size))
+                for size in ((37, 50, 23), (64, 48, 80))
+            )
+            if differences[level] > TOLERANCE:
+                raise UserError(
+                    f"level {level} as {format} gives other probabilities, by up to {differences[level]:.2g}: not "
+                    "exported. Please report this network"
+                )
+            entries[level] = {
+                "file": file.name,
+                "forward_bytes": forward_bytes[level],
+                "largest_difference": differences[level],
+            }
+        sidecar = {
+            "format": format,
+            "input": "image, float32 (batch, channels, depth, height, width) on the level grid, preprocessed",
+            "output": "logits, float32 (batch, classes, depth, height, width)",
+            "model": facts,
+            "coarsest_stride": list(network.coarsest_stride),
+            "levels": entries,
+        }
+        Path(temporary, SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+        for written in sorted(Path(temporary).iterdir(), key=lambda path: path.name == SIDECAR):
+            replace(written, folder / written.name)
+    return differences
+
+
+def sidecar_of(path: Path) -> Path | None:
+    """The sidecar that a path means: itself, that of its folder, or the one beside an exported file."""
+    if path.is_dir():
+        return path / SIDECAR
+    if path.suffix == ".json":
+        return path
+    beside = path.parent / SIDECAR
+    return beside if path.suffix in SUFFIXES.values() and beside.exists() else None
+
+
+def write(format: Format, module: nn.Module, example: Tensor, path: Path) -> None:
+    """Write a module that takes one image ``(B, C, D, H, W)``, whose sizes all stay free but the channels.
+
+    Raises:
+        UserError: If the engine is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporters warn of their own deprecations and of tracing
+        WRITE[format](module, example, path)
+
+
+def _write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
+    _need("onnx", "onnx", "onnxscript")
+    torch.onnx.export(
+        module, (example,), path, dynamo=True, external_data=False, verbose=False,
+        input_names=["image"], output_names=["logits"], dynamic_shapes={"image": AXES},
+    )  # fmt: skip
+
+
+def _write_openvino(module: nn.Module, example: Tensor, path: Path) -> None:
+    [openvino] = _need("openvino", "openvino")
+    shape = openvino.PartialShape([-1, example.shape[1], -1, -1, -1])
+    model = openvino.convert_model(module, example_input=(example,), input=[shape])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
+    traced = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, path)
+
+
+def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    [onnxruntime] = _need("onnx", "onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = _opened(path, lambda: onnxruntime.InferenceSession(
+        path, options, providers=onnxruntime.get_available_providers()
+    ))  # fmt: skip
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.cpu().numpy()})[0])
+
+
+def _open_openvino(path: Path) -> Callable[[Tensor], Tensor]:
+    [openvino] = _need("openvino", "openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = _opened(path, lambda: openvino.Core().compile_model(path, "CPU", settings))
+    # Its answer is a view of a buffer that the next run overwrites.
+    return lambda image: torch.from_numpy(model(image.cpu().numpy())[0].copy())
+
+
+def _open_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module: Callable[[Tensor], Tensor] = _opened(path, lambda: torch.jit.load(path))  # type: ignore[no-untyped-call]
+    return module
+
+
+WRITE = {"onnx": _write_onnx, "openvino": _write_openvino, "torchscript": _write_torchscript}
+OPEN = {"onnx": _open_onnx, "openvino": _open_openvino, "torchscript": _open_torchscript}
+
+
+def _opened(path: Path, read: Callable[[], Any]) -> Any:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; export it with rare export")
+    try:
+        return read()
+    except Exception as error:  # whatever an engine raises at foreign bytes
+        raise UserError(f"{path}: cannot be opened ({type(error).__name__}); export it again") from error
+
+
+def _need(extra: str, *names: str) -> list[ModuleType]:
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise UserError(f'{error.name} is not installed: pip install "rare-lightning[{extra}]"') from error
+
+
+def _noise(channels: int, stride: Size3, size: Size3) -> Tensor:
+    """Image on the level grid for a base grid of that size."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, *(-(-n // s) for n, s in zip(size, stride, strict=True)), generator=generator)
+
+
+@torch.inference_mode()
+def _difference(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    mine, other = module(image), run(image)
+    if mine.shape != other.shape:
+        raise UserError(f"an exported network answers with {tuple(other.shape)} instead of {tuple(mine.shape)}")
+    return float((mine.softmax(dim=1) - other.softmax(dim=1)).abs().max())

@@ -1,0 +1,155 @@
+import json
+import shutil
+import sys
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+import rare_lightning
+from rare_lightning import RAREUNet
+from rare_lightning.cli import main
+from rare_lightning.errors import UserError
+from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, sidecar_of, write
+from rare_lightning.inference.geometry import Geometry
+from rare_lightning.inference.scans import Scan
+from rare_lightning.networks import UNet
+
+FORMATS = list(SUFFIXES)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    for kind in FORMATS:
+        assert main(["export", "--ckpt_path", str(checkpoint), "--format", kind, "--output", str(folder / kind)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_exported_networks_answer_as_the_checkpoint_does(exported, segmenter, scan, kind, level):
+    other = rare_lightning.load(exported / kind)
+    scan.SetSpacing((1.1 * 2**level,) * 3)
+    prepared = segmenter.prepare(as_scan(scan), "scan")
+    assert prepared.route.level == level
+    mine, theirs = (model.probabilities(model.prepare(as_scan(scan), "scan")) for model in (segmenter, other))
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+    assert (sitk.GetArrayFromImage(segmenter(scan)) == sitk.GetArrayFromImage(other(scan))).mean() > 0.999
+
+
+def as_scan(image):
+    return Scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None], Geometry.of(image))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "network",
+    [
+        RAREUNet(2, 3, features=2, depth=2, levels=1, head="plain", strides=[[2, 2, 1], [2, 2, 2]]),
+        RAREUNet(1, 3, features=2, depth=2, levels=1, normalization="batch", activation="gelu"),
+        UNet(1, 3, features=2, depth=2, levels=1, normalization="group"),
+    ],
+    ids=["plain", "batch", "unet"],
+)
+@torch.inference_mode()
+def test_every_kind_of_network_keeps_its_free_sizes(kind, network, tmp_path):
+    network.eval()
+    channels = next(network.parameters()).shape[1]
+    for level in network.levels:
+        module, file = LevelNetwork(network, level).eval(), tmp_path / f"{level}{SUFFIXES[kind]}"
+        write(kind, module, torch.randn(1, channels, 9, 11, 10), file)
+        run = OPEN[kind](file)
+        for size in ((9, 11, 10), (16, 8, 12), (5, 23, 7)):
+            image = torch.randn(1, channels, *size)
+            torch.testing.assert_close(run(image), module(image), atol=1e-4, rtol=1e-4)
+
+
+def test_the_sidecar_says_what_preprocessing_needs(exported, segmenter):
+    content = json.loads((exported / "onnx" / "model.json").read_text())
+    assert content["model"]["preprocessing"] == segmenter.preprocessing.as_dict()
+    assert content["model"]["classes"] == segmenter.classes
+    assert sorted(content["levels"]) == ["0", "1", "2"]
+    for entry in content["levels"].values():
+        assert (exported / "onnx" / entry["file"]).exists()
+        assert 0 <= entry["largest_difference"] < 1e-3
+
+
+def test_predicting_with_an_exported_model(exported, checkpoint, scan, tmp_path):
+    sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
+    answers = []
+    for model in (
+        checkpoint,
+        exported / "onnx",
+        exported / "openvino" / "level_0.xml",
+        exported / "onnx" / "model.json",
+    ):
+        output = tmp_path / str(len(answers))
+        words = ["--input", str(tmp_path / "scan.nii.gz"), "--output", str(output), "--num_workers", "0"]
+        assert main(["predict", "--ckpt_path", str(model), *words, "--accelerator", "cpu"]) == 0
+        answers.append(sitk.GetArrayFromImage(sitk.ReadImage(str(output / "scan.nii.gz"))))
+    for answer in answers[1:]:
+        assert (answer == answers[0]).mean() > 0.999
+
+
+def test_scans_enter_at_one_of_the_levels_that_were_exported(checkpoint, scan, tmp_path, capsys):
+    words = ["export", "--ckpt_path", str(checkpoint), "--format", "torchscript", "--level", "1"]
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
+    assert "level 1: probabilities differ from PyTorch's by at most" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["level_1.pt", "model.json"]
+    prepared = rare_lightning.load(tmp_path / "one").prepare(as_scan(scan), "scan")
+    assert prepared.route.level == 1
+    assert "finer than level 1" in prepared.route.note
+    whole = rare_lightning.load(checkpoint)
+    expected = whole.probabilities(whole.prepare(as_scan(scan), "scan", level=1))
+    torch.testing.assert_close(rare_lightning.load(tmp_path / "one").probabilities(prepared), expected)
+
+
+def test_a_missing_engine_is_answered_with_its_installation(checkpoint, exported, tmp_path, capsys, monkeypatch):
+    for name in ("onnxruntime", "onnxscript", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["export", "--ckpt_path", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "new")]) == 1
+    assert 'onnxscript is not installed: pip install "rare-lightning[onnx]"' in capsys.readouterr().err
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(UserError, match=r'openvino is not installed: pip install "rare-lightning\[openvino\]"'):
+        rare_lightning.load(exported / "openvino")
+
+
+def test_wrong_words_and_broken_exports_are_refused(checkpoint, exported, tmp_path, capsys):
+    words = ["export", "--ckpt_path", str(checkpoint), "--format", "torchscript", "--output"]
+    for more, message in (
+        ([str(exported / "onnx")], "is not empty; choose a new folder"),
+        ([str(tmp_path / "new"), "--level", "7"], "--level 7: the model has levels 0, 1, 2"),
+        ([str(tmp_path / "new"), "--ckpt_path", str(exported / "onnx")], "is exported already"),
+    ):
+        assert main([*words, *more]) == 1
+        assert message in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    shutil.copytree(exported / "onnx", broken)
+    (broken / "level_1.onnx").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"level_1\.onnx: cannot be opened"):
+        rare_lightning.load(broken)
+    (broken / "level_1.onnx").unlink()
+    with pytest.raises(UserError, match=r"level_1\.onnx: no such file"):
+        rare_lightning.load(broken)
+    (broken / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json: not written by rare export"):
+        rare_lightning.load(broken)
+    (broken / "model.json").unlink()
+    with pytest.raises(UserError, match=r"model\.json: no such file"):
+        rare_lightning.load(broken)
+
+
+def test_a_network_that_would_answer_otherwise_is_not_exported(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(OPEN, "torchscript", lambda path: lambda image: torch.jit.load(path)(image) * 1.5)
+    words = ["export", "--ckpt_path", str(checkpoint), "--format", "torchscript", "--output", str(tmp_path / "new")]
+    assert main(words) == 1
+    assert "level 0 as torchscript gives other probabilities" in capsys.readouterr().err
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_checkpoints_may_be_called_anything(tmp_path):
+    assert sidecar_of(tmp_path / "weights.pt") is None
+    assert sidecar_of(tmp_path / "best.ckpt") is None
+    assert sidecar_of(tmp_path) == tmp_path / "model.json"
+    assert sidecar_of(tmp_path / "model.json") == tmp_path / "model.json"
