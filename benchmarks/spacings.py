@@ -7,6 +7,7 @@ Each scan is brought to the spacing by averaging what its voxels cover, segmente
 answer on the base grid is compared with the full-resolution label. Writes a figure beside the record.
 """
 
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ STRATEGIES = ("mean", "finest")
 def simulate(scan: Scan, spacing: tuple[float, ...]) -> Scan:
     """The scan as if it had been taken at another spacing in mm along the canonical axes, in canonical order."""
     own, size = scan.geometry.canonical_spacing, scan.geometry.canonical_size
-    new = [max(1, round(n * mm / other)) for n, mm, other in zip(size, own, spacing, strict=True)]
+    new = [ceil(n * mm / other - 1e-3) for n, mm, other in zip(size, own, spacing, strict=True)]  # nothing is cut off
     geometry = Geometry(tuple(new), spacing, (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
     return Scan(resample(torch.from_numpy(scan.canonical), own, spacing, new).numpy(), geometry)
 

@@ -16,7 +16,7 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
-from rare_lightning.inference.export import ExportedNetwork, Format, export_network
+from rare_lightning.inference.export import EngineNetwork, Format, export_network
 
 
 def check_data(root: str) -> None:
@@ -121,7 +121,7 @@ def export(ckpt_path: str, format: Format, output: str, level: int | Literal["al
             answer as the checkpoint does.
     """
     segmenter = Segmenter(ckpt_path)
-    if isinstance(segmenter.networks[0], ExportedNetwork):
+    if isinstance(segmenter.networks[0], EngineNetwork):
         raise UserError(f"{ckpt_path}: is exported already; give the checkpoint of rare fit")
     levels = list(segmenter.level_strides) if level == "all" else [level]
     if not set(levels) <= set(segmenter.level_strides):

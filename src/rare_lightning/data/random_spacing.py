@@ -20,8 +20,9 @@ class RandomSpacing:
     at inference. Labels stay as they are: what the scan no longer shows is still to be found.
 
     Args:
-        in_between: Share of images with a spacing other than the level's: by a factor between the square roots of
-            1/2 and 2, drawn on a logarithmic scale, alike along the axes.
+        in_between: Share of images with a spacing other than the level's: by a factor between the square root of
+            1/2 (the level is the nearest) and 2 (the next level would lose detail), drawn on a logarithmic scale,
+            alike along the axes.
         anisotropic: Share of images with one axis, drawn too, whose spacing is up to the deepest level's.
 
     Raises:
@@ -38,7 +39,7 @@ class RandomSpacing:
 
     def draw(self, stride: Sequence[int], deepest: Sequence[int]) -> list[float]:
         """Spacing in base voxels per axis of a scan for the level of this stride; never finer than the base grid."""
-        factor = 2 ** (_uniform() - 0.5) if _uniform() < self.in_between else 1.0
+        factor = 2 ** (1.5 * _uniform() - 0.5) if _uniform() < self.in_between else 1.0
         spacing = [max(1.0, s * factor) for s in stride]
         if _uniform() < self.anisotropic:
             axis = int(torch.randint(3, ()))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rare_lightning.errors import UserError
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.heads import Grid
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
@@ -43,33 +44,32 @@ class LevelNetwork(nn.Module):
         return logits
 
 
-class ExportedNetwork(MultiResolutionNetwork):
-    """Runs exported files as a network, one level at a time and on the CPU, unless its engine finds something faster.
+class EngineNetwork(MultiResolutionNetwork):
+    """A network that something else than PyTorch's eager mode runs, one level at a time.
 
     Args:
-        path: The sidecar ``model.json``.
-
-    Raises:
-        UserError: If it or a file it names cannot be read, or the engine is not installed.
+        run: Level -> image ``(B, C_in, D_l, H_l, W_l)`` to logits.
+        forward_bytes: Level -> bytes per base voxel that a forward needs.
+        strides: Cumulative stride of every level.
+        coarsest_stride: As of every network.
+        answer_grid: As of every network.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        run: dict[int, Callable[[Tensor], Tensor]],
+        forward_bytes: dict[int, float],
+        strides: dict[int, Size3],
+        coarsest_stride: Size3,
+        answer_grid: Grid,
+    ) -> None:
         super().__init__()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self.facts: dict[str, Any] = content["model"]
-            self.files = {int(level): path.parent / entry["file"] for level, entry in content["levels"].items()}
-            self.forward_bytes = {int(level): entry["forward_bytes"] for level, entry in content["levels"].items()}
-            self.strides = [(x, y, z) for x, y, z in self.facts["level_strides"]]
-            self.coarsest_stride = tuple(content["coarsest_stride"])
-            opened = OPEN[content["format"]]
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: no such file; it is written by rare export, beside the networks") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not written by rare export ({type(error).__name__}: {error})") from error
-        self.levels = tuple(sorted(self.files))
-        self.answer_grid = self.facts["answer_grid"]
-        self._runners = {level: opened(file) for level, file in self.files.items()}
+        self.run = run
+        self.forward_bytes = forward_bytes
+        self.strides = strides
+        self.levels = tuple(sorted(run))
+        self.coarsest_stride = coarsest_stride
+        self.answer_grid = answer_grid
 
     def level_stride(self, level: int) -> Size3:
         """Voxel size of a level in base voxels, per axis."""
@@ -77,7 +77,33 @@ class ExportedNetwork(MultiResolutionNetwork):
 
     def forward(self, images: Pyramid) -> Prediction:
         """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits by level."""
-        return Prediction({level: self._runners[level](image) for level, image in images.items()}, {}, {})
+        return Prediction({level: self.run[level](image) for level, image in images.items()}, {}, {})
+
+
+def open_exported(path: Path) -> tuple[EngineNetwork, dict[str, Any]]:
+    """Exported files as a network, run on the CPU unless their engine finds something faster, and the model's facts.
+
+    Args:
+        path: The sidecar ``model.json``.
+
+    Raises:
+        UserError: If it or a file it names cannot be read, or the engine is not installed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = content["model"]
+        entries = {int(level): entry for level, entry in content["levels"].items()}
+        files = {level: path.parent / entry["file"] for level, entry in entries.items()}
+        needed = {level: float(entry["forward_bytes"]) for level, entry in entries.items()}
+        strides = {level: (x, y, z) for level, (x, y, z) in enumerate(facts["level_strides"])}
+        x, y, z = content["coarsest_stride"]
+        opened, answer_grid = OPEN[content["format"]], facts["answer_grid"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; rare export writes it beside the networks") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not written by rare export ({type(error).__name__}: {error})") from error
+    run = {level: opened(file) for level, file in files.items()}
+    return EngineNetwork(run, needed, strides, (x, y, z), answer_grid), facts
 
 
 def export_network(

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from rare_lightning.data.pyramid import level_affine, pad_to_size
 from rare_lightning.data.resampling import resample, resample_in_slabs
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
-from rare_lightning.inference.export import ExportedNetwork, sidecar_of
+from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
@@ -140,6 +141,14 @@ class Segmenter:
         answer = self.segment(self.prepare(scan, name, level))
         return answer.geometry.stamp(answer.labels)
 
+    def run_by(self, network: MultiResolutionNetwork) -> "Segmenter":
+        """This segmenter with another network in place of its own, for scans that enter at one of its levels."""
+        other = copy(self)
+        other.networks = [network]
+        other.level_strides = {level: network.level_stride(level) for level in network.levels}
+        other._bytes_of_level = {}
+        return other
+
     def prepare(self, scan: Scan, name: str, level: int | None = None) -> Prepared:
         """Route a scan and bring it to the grid of its level.
 
@@ -224,11 +233,18 @@ class Segmenter:
         Args:
             prepared: The scan.
             on_base_grid: Answer at the base spacing in canonical orientation.
+
+        Raises:
+            UserError: If the scan is too small for the network, or the memory for the scan.
         """
         try:
             answer = self.probabilities(prepared)
-        except ValueError as error:  # a scan that is too small for the network
+        except ValueError as error:
             raise UserError(str(error)) from error
+        return self.restore(answer, prepared, on_base_grid)
+
+    def restore(self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False) -> Segmentation:
+        """Bring :meth:`probabilities` to the scan's own grid or to the base grid, and take the likeliest class."""
         stride = self.level_strides[prepared.route.level]
         answer_spacing: Sequence[float] = prepared.route.spacing
         size = list(prepared.size)
@@ -267,7 +283,7 @@ class Segmenter:
         if level not in self._bytes_of_level:
             self._bytes_of_level[level] = (
                 network.forward_bytes[level]
-                if isinstance(network, ExportedNetwork)
+                if isinstance(network, EngineNetwork)
                 else forward_bytes(network, level, len(self.channels))
             )
         return self._bytes_of_level[level]
@@ -282,8 +298,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     """Network in evaluation mode, and what must be alike in an ensemble."""
     sidecar = sidecar_of(Path(path))
     if sidecar is not None:
-        exported = ExportedNetwork(sidecar)
-        return exported.eval(), exported.facts
+        return open_exported(sidecar)
     checkpoint = read_checkpoint(path)
     data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
     facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}

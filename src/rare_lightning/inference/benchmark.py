@@ -1,0 +1,180 @@
+"""Where the time goes between a scan on disk and its segmentation on disk, by entry level and inference engine."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from rare_lightning.data.resampling import resample
+from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
+from rare_lightning.inference.geometry import canonical_geometry
+from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
+from rare_lightning.inference.segmenter import Segmenter
+from rare_lightning.networks import MultiResolutionNetwork, UNet
+
+Engine = Literal["eager", "compiled", "bfloat16", "onnx", "openvino"]
+STAGES = ("read", "prepare", "network", "restore", "write")
+UPSAMPLED = "U-Net, up-sampled"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one engine took for a scan of one level.
+
+    Attributes:
+        level: Level whose spacing the scan has.
+        engine: What ran the network, or :data:`UPSAMPLED`: a U-Net of the same width, run by PyTorch on the scan
+            brought to level 0.
+        seconds: Stage -> median seconds.
+        memory: Bytes by which the process grew at most in the first run.
+        flops: Floating point operations of the network's convolutions and matrix products.
+    """
+
+    level: int
+    engine: str
+    seconds: dict[str, float]
+    memory: int
+    flops: int
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.seconds.values())
+
+
+def benchmark(
+    segmenter: Segmenter, scan: Scan, engines: list[Engine], folder: Path, repeats: int, say: Callable[[str], None]
+) -> list[Timing]:
+    """Time every stage for the scan at the spacing of each level, with each engine and with an up-sampling U-Net.
+
+    Args:
+        segmenter: Of one checkpoint.
+        scan: Brought to the spacing of each level.
+        engines: Which to compare.
+        folder: For temporary files.
+        repeats: Runs of each, taken in turns, after one that does not count.
+        say: Told what is going on.
+
+    Raises:
+        UserError: If an engine is not installed.
+    """
+    network = segmenter.networks[0]
+    models: dict[str, Segmenter] = {name: segmenter.run_by(engine_network(name, segmenter, folder)) for name in engines}
+    unet = segmenter.run_by(_unet_like(network, len(segmenter.channels), len(segmenter.classes)))
+    models[UPSAMPLED] = unet
+    results = []
+    for level in sorted(network.levels, reverse=True):
+        path = _scan_of_level(scan, segmenter, level, folder)
+        say(f"level {level}: {' x '.join(map(str, read_scan(path).geometry.size))} voxels")
+        memory = {name: _peak(partial(_run, model, path, folder)) for name, model in models.items()}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+        for _ in range(repeats):  # in turns, so that a busy moment of the machine hits all alike
+            for name, model in models.items():
+                runs[name].append(_run(model, path, folder))
+        for name, model in models.items():
+            seconds = {stage: median(run[stage] for run in runs[name]) for stage in STAGES}
+            flops = _flops(unet if model is unet else segmenter, path)
+            results.append(Timing(level, name, seconds, memory[name], flops))
+    return results
+
+
+def engine_network(name: Engine, segmenter: Segmenter, folder: Path) -> MultiResolutionNetwork:
+    """The segmenter's network, run by an engine.
+
+    Raises:
+        UserError: If the engine is not installed.
+    """
+    network = segmenter.networks[0]
+    if name == "eager":
+        return network
+    needed = {level: segmenter.forward_bytes(level) for level in network.levels}
+    if name == "onnx" or name == "openvino":
+        export_network(network, segmenter.facts, needed, folder / name, name, network.levels)
+        return open_exported(folder / name / SIDECAR)[0]
+    start = torch.compile if name == "compiled" else _in_bfloat16
+    run = {level: start(LevelNetwork(network, level)) for level in network.levels}
+    return EngineNetwork(run, needed, segmenter.level_strides, network.coarsest_stride, network.answer_grid)
+
+
+def _in_bfloat16(network: LevelNetwork) -> Callable[[Tensor], Tensor]:
+    def run(image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, torch.bfloat16):
+            logits: Tensor = network(image)
+        return logits
+
+    return run
+
+
+def _unet_like(network: MultiResolutionNetwork, channels: int, classes: int) -> UNet:
+    """A U-Net for level 0 with the depth, strides and widths of a RARE-UNet; its weights make no difference here."""
+    alike = ("features", "depth", "strides", "normalization", "activation")
+    arguments = {name: value for name, value in vars(network)["init_args"].items() if name in alike}
+    return UNet(channels, classes, levels=0, **arguments).eval()
+
+
+def _scan_of_level(scan: Scan, segmenter: Segmenter, level: int, folder: Path) -> ScanFiles:
+    """File with the scan as it would have been taken at a level's spacing, in 16 bits as scanners write."""
+    spacing, size = scan.geometry.canonical_spacing, scan.geometry.canonical_size
+    strides = zip(segmenter.preprocessing.spacing, segmenter.level_strides[level], strict=True)
+    x, y, z = (mm * s for mm, s in strides)
+    d, h, w = (max(1, round(n * mm / new)) for n, mm, new in zip(size, spacing, (x, y, z), strict=True))
+    array = resample(torch.from_numpy(scan.canonical), spacing, (x, y, z), (d, h, w)).numpy()
+    array = (array * (30000 / max(1.0, float(np.abs(array).max())))).astype(np.int16)
+    geometry = canonical_geometry(np.diag([x, y, z, 1.0]), (d, h, w))
+    path = folder / f"level_{level}.nii.gz"
+    write_array(array if len(array) > 1 else array[0], Scan(array, geometry), path)
+    return ScanFiles(path.name, (path,))
+
+
+def _run(segmenter: Segmenter, files: ScanFiles, folder: Path) -> dict[str, float]:
+    """Seconds of each stage."""
+    times = [time.perf_counter()]
+    scan = read_scan(files)
+    times.append(time.perf_counter())
+    prepared = segmenter.prepare(scan, files.name)
+    times.append(time.perf_counter())
+    probabilities = segmenter.probabilities(prepared)
+    times.append(time.perf_counter())
+    segmentation = segmenter.restore(probabilities, prepared)
+    times.append(time.perf_counter())
+    write_array(segmentation.labels, scan, folder / "answer.nii.gz")
+    times.append(time.perf_counter())
+    return dict(zip(STAGES, np.diff(times).tolist(), strict=True))
+
+
+def _peak(task: Callable[[], object]) -> int:
+    """Bytes by which the process grows at most while a task runs."""
+    process, peak, done = psutil.Process(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        task()
+    finally:
+        done.set()
+        watcher.join()
+    return max(0, max(peak, process.memory_info().rss) - before)
+
+
+@torch.inference_mode()
+def _flops(segmenter: Segmenter, files: ScanFiles) -> int:
+    prepared = segmenter.prepare(read_scan(files), files.name)
+    with FlopCounterMode(display=False) as counter:
+        segmenter.networks[0]({prepared.route.level: prepared.image[None]})
+    return int(counter.get_total_flops())
