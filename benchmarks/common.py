@@ -39,13 +39,6 @@ def block(size: list[int]) -> str:
     return "x".join(map(str, size))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
-    names = list(rows[0])
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *[list(row.values()) for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def save(args: argparse.Namespace, title: str, note: str, rows: list[dict[str, str]]) -> None:
     """Write what was measured, and where, to ``args.output`` if given."""
     if args.output is not None:

@@ -7,8 +7,9 @@ import re
 import tempfile
 from pathlib import Path
 
-from common import arguments, save, table
+from common import arguments, save
 from rare_lightning.cli import main as rare
+from rare_lightning.evaluation.tables import markdown_table
 
 WAITING = "[_TrainingEpochLoop].train_dataloader_next"
 TRAINING = "run_training_batch"
@@ -45,7 +46,7 @@ def main() -> None:
     save(
         args, "Data loading", f"{args.config}, {args.epochs} epochs, {args.workers} worker, augmentation included", rows
     )
-    print(table(rows))
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python benchmarks/inference.py [--output docs/results/inference.json]
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import arguments, block, interleaved, save, table
+from common import arguments, block, interleaved, save
+from rare_lightning.evaluation.tables import markdown_table
 from rare_lightning.networks import Pyramid, RAREUNet, UNet
 from rare_lightning.networks.grids import block_average
 
@@ -44,7 +45,7 @@ def main() -> None:
     note = f"base grid {block(args.size)}, {args.features} features, depth {args.depth}, sub-voxel heads"
     note += f" that answer on it; median of {args.repeats}"
     save(args, "Inference", note, rows)
-    print(table(rows))
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

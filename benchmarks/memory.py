@@ -19,8 +19,9 @@ import psutil
 import SimpleITK as sitk
 import torch
 
-from common import arguments, block, save, table
+from common import arguments, block, save
 from rare_lightning import RAREUNet
+from rare_lightning.evaluation.tables import markdown_table
 
 
 def untrained(path: Path) -> Path:
@@ -96,7 +97,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     what = f"{Path(scan).name}, {block(list(labels.shape[::-1]))} voxels; {Path(checkpoint).name}"
     save(args, "Memory of `rare predict`", what, rows)
-    print(table(rows))
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 import rare_lightning
-from common import arguments, save, table
+from common import arguments, save
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
-from rare_lightning.evaluation.tables import mean_defined
+from rare_lightning.evaluation.tables import markdown_table, mean_defined
 from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 
@@ -80,7 +80,7 @@ def main() -> None:
     save(args, "Spacings between the levels", f"{len(cases)} test cases, Dice on the full-resolution label", rows)
     if args.output is not None:
         plot(rows, args.output.with_suffix(".png"))
-    print(table(rows))
+    print(markdown_table(rows))
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common import arguments, block, interleaved, save, table
+from common import arguments, block, interleaved, save
+from rare_lightning.evaluation.tables import markdown_table
 from rare_lightning.networks import Prediction, Pyramid, RAREUNet, UNet
 from rare_lightning.networks.grids import block_average
 from rare_lightning.objectives import MultiResolutionLoss
@@ -81,7 +82,7 @@ def main() -> None:
     note = f"{args.batch} x {block(args.size)} voxels, {args.features} features, depth {args.depth}"
     note += f"; median of {args.repeats}"
     save(args, "Training step", note, rows)
-    print(table(rows))
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

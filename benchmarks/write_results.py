@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import table
-from rare_lightning.evaluation.tables import describe_summary
+from rare_lightning.evaluation.tables import describe_summary, markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -38,7 +37,7 @@ def test_section(folder: Path) -> list[str]:
         )
         undefined = sum(e["classes"][c]["hd95_mm_undefined"] for e in levels.values() for c in classes)
         note = f"; HD95 undefined {undefined} times" if undefined else ""
-        lines += [f"Against the `{truth}` truth{note}:", "", table(rows), ""]
+        lines += [f"Against the `{truth}` truth{note}:", "", markdown_table(rows), ""]
     pictures = [path.name for path in sorted(folder.glob("*.png"))]
     return lines + [f"![{name}](results/{folder.name}/{name})\n" for name in pictures]
 
@@ -72,7 +71,7 @@ def benchmark_section(path: Path) -> list[str]:
     ]
     picture = path.with_suffix(".png")
     pictures = [f"![{picture.stem}](results/{picture.name})", ""] if picture.exists() else []
-    return [*lines, "", table(record["rows"]), "", *pictures]
+    return [*lines, "", markdown_table(record["rows"]), "", *pictures]
 
 
 def main() -> None:

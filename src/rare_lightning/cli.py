@@ -134,6 +134,7 @@ COMMANDS = {
     "test": "Score a checkpoint on its test cases and write the report: rare test --ckpt_path CHECKPOINT",
     "predict": "Segment scans: rare predict --ckpt_path CHECKPOINT --input SCAN_OR_FOLDER ... --output FOLDER",
     "export": "Write a network for another engine: rare export --ckpt_path CHECKPOINT --format onnx --output FOLDER",
+    "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
 }

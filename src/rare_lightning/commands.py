@@ -1,4 +1,4 @@
-"""What ``rare`` does without LightningCLI: checking data, predicting, exporting."""
+"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing."""
 
 import argparse
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -15,8 +16,11 @@ from rare_lightning.data import make_phantom
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
+from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
 from rare_lightning.inference.export import EngineNetwork, Format, export_network
+from rare_lightning.inference.scans import read_scan
 
 
 def check_data(root: str) -> None:
@@ -139,6 +143,51 @@ def export(ckpt_path: str, format: Format, output: str, level: int | Literal["al
     print(f"Next: rare predict --ckpt_path {folder} --input SCANS --output FOLDER")
 
 
+def benchmark(
+    ckpt_path: str,
+    output: str,
+    input: str | None = None,
+    size: tuple[int, int, int] = (128, 128, 128),
+    engines: list[Engine] | None = None,
+    repeats: int = 5,
+) -> None:
+    """Time reading, preprocessing, network, restoring and writing at each level, beside up-sampling for a U-Net.
+
+    Args:
+        ckpt_path: Checkpoint of rare fit.
+        output: Folder for benchmark.csv, benchmark.json, benchmark.md and benchmark.png.
+        input: A scan, brought to the spacing of each level; noise by default.
+        size: Of the noise, in voxels of level 0.
+        engines: Some of eager, compiled, bfloat16, onnx, openvino; by default all that are installed.
+        repeats: Runs of each, taken in turns.
+
+    Raises:
+        UserError: If an engine is not installed, or the checkpoint is an exported one.
+    """
+    segmenter = Segmenter(ckpt_path)
+    if isinstance(segmenter.networks[0], EngineNetwork):
+        raise UserError(f"{ckpt_path}: is exported already; give the checkpoint of rare fit")
+    if repeats < 1 or min(size) < 1:
+        raise UserError(f"--repeats ({repeats}) and --size {list(size)} must be positive")
+    if input is None:
+        scan = noise_scan(size, segmenter.preprocessing.spacing, len(segmenter.channels))
+        what = f"noise of {'x'.join(map(str, size))} voxels at level 0"
+    else:
+        [files] = find_scans([input])
+        scan, what = read_scan(files), files.name
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".running-") as temporary:
+            chosen = engines or installed_engines()
+            timings = time_stages(segmenter, scan, chosen, Path(temporary), repeats, print)
+        note = f"{what}, {torch.get_num_threads()} threads, median of {repeats}"
+        write_timings(as_rows(timings, segmenter), note, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+    print((folder / "benchmark.md").read_text(encoding="utf-8"))
+
+
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
     """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
@@ -170,4 +219,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "phantom": make_phantom,
     "predict": predict,
     "export": export,
+    "benchmark": benchmark,
 }

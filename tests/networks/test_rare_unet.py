@@ -42,7 +42,7 @@ def test_stages_above_the_entry_are_not_touched():
 
 
 def test_full_resolution_path_is_the_unet():
-    rare, unet = RAREUNet(2, 3, 4, head_kernel_size=1).eval(), UNet(2, 3, 4).eval()
+    rare, unet = RAREUNet(2, 3, 4).eval(), UNet(2, 3, 4).eval()
     rare_state = rare.state_dict()
     renamed = {key: rare_state[key.replace("heads.0.", "heads.0.conv.")] for key in unet.state_dict()}
     unet.load_state_dict(renamed)
@@ -67,7 +67,7 @@ def test_sub_voxel_head_puts_channels_where_pixel_shuffle_does():
     head = SubVoxelHead(8, 1, (1, 2, 2))
     torch.nn.init.normal_(head.conv.weight)
     features = torch.randn(1, 8, 1, 3, 3)
-    flat = torch.nn.functional.pixel_shuffle(head.conv(features)[:, :, 0], 2)
+    flat = torch.nn.functional.pixel_shuffle(head.conv(head.block(features))[:, :, 0], 2)
     torch.testing.assert_close(head(features)[:, :, 0], flat)
 
 
@@ -115,7 +115,6 @@ def test_sizes_need_no_common_factor(size):
         ({"levels": 4, "depth": 4}, r"levels \(4\) must be"),
         ({"features": [4, 8]}, "5 widths"),
         ({"gateway_blocks": 0}, "gateway_blocks"),
-        ({"head_kernel_size": 2}, r"head_kernel_size \(2\) must be odd"),
         ({"strides": [[2, 2]]}, "triples"),
         ({"depth": 0, "levels": 0}, "levels|depth"),
         ({"head": "other"}, "head must be"),

@@ -23,9 +23,16 @@ def format_spacing(spacing: Sequence[float]) -> str:
     return "x".join(f"{round(mm, 3):g}" for mm in spacing)
 
 
+def markdown_table(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
+    names = list(rows[0])
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *[list(row.values()) for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def write_cases(rows: Iterable[Row], path: Path) -> None:
     """Write ``cases.csv``, one line per row; undefined scores stay empty."""
-    with _replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows:
@@ -57,7 +64,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:
     """Write ``summary.json``; undefined scores become null."""
-    with _replacing(path) as part:
+    with replacing(path) as part:
         part.write_text(json.dumps(_without_nan(summary), indent=2) + "\n", encoding="utf-8")
 
 
@@ -123,7 +130,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-class _replacing:
+class replacing:
     """Context: a scratch name beside ``path`` that becomes ``path`` if all went well."""
 
     def __init__(self, path: Path) -> None:

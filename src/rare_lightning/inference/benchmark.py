@@ -1,13 +1,16 @@
 """Where the time goes between a scan on disk and its segmentation on disk, by entry level and inference engine."""
 
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -15,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from rare_lightning.data.preprocessing import Spacing
 from rare_lightning.data.resampling import resample
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
 from rare_lightning.inference.geometry import canonical_geometry
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet
+from rare_lightning.networks.grids import Size3
 
 Engine = Literal["eager", "compiled", "bfloat16", "onnx", "openvino"]
 STAGES = ("read", "prepare", "network", "restore", "write")
@@ -52,7 +57,7 @@ class Timing:
         return sum(self.seconds.values())
 
 
-def benchmark(
+def time_stages(
     segmenter: Segmenter, scan: Scan, engines: list[Engine], folder: Path, repeats: int, say: Callable[[str], None]
 ) -> list[Timing]:
     """Time every stage for the scan at the spacing of each level, with each engine and with an up-sampling U-Net.
@@ -86,6 +91,44 @@ def benchmark(
             flops = _flops(unet if model is unet else segmenter, path)
             results.append(Timing(level, name, seconds, memory[name], flops))
     return results
+
+
+def as_rows(timings: Sequence[Timing], segmenter: Segmenter) -> list[dict[str, Any]]:
+    """Timings as plain values, with the ratios that they are compared by, from the finest level on."""
+    totals = {(timing.level, timing.engine): timing for timing in timings}
+    rows = []
+    for timing in sorted(timings, key=lambda timing: timing.level):
+        strides = zip(segmenter.preprocessing.spacing, segmenter.level_strides[timing.level], strict=True)
+        row: dict[str, Any] = {
+            "level": timing.level,
+            "spacing mm": round(prod(mm * s for mm, s in strides) ** (1 / 3), 3),
+            "engine": timing.engine,
+            **{f"{stage} ms": 1000 * seconds for stage, seconds in timing.seconds.items()},
+            "total ms": 1000 * timing.total,
+            "times faster than up-sampling": totals[timing.level, UPSAMPLED].total / timing.total,
+        }
+        eager = totals.get((timing.level, "eager"))
+        if eager is not None:
+            row["network: times faster than eager"] = eager.seconds["network"] / timing.seconds["network"]
+        row |= {"memory MiB": timing.memory / 2**20, "GFLOP": timing.flops / 1e9}
+        rows.append(row)
+    return rows
+
+
+def installed_engines() -> list[Engine]:
+    """Every engine that can run here."""
+    engines: list[Engine] = ["eager", "bfloat16"]
+    if shutil.which("g++"):  # torch.compile writes C++ for CPUs
+        engines.append("compiled")
+    needed: dict[Engine, tuple[str, ...]] = {"onnx": ("onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+    return engines + [name for name, modules in needed.items() if all(map(find_spec, modules))]
+
+
+def noise_scan(size: Size3, spacing: Spacing, channels: int) -> Scan:
+    """A scan of noise, in which no network has an easier task than in another."""
+    x, y, z = spacing
+    array = np.random.default_rng(0).normal(size=(channels, *size)).astype(np.float32)
+    return Scan(array, canonical_geometry(np.diag([x, y, z, 1.0]), size))
 
 
 def engine_network(name: Engine, segmenter: Segmenter, folder: Path) -> MultiResolutionNetwork:

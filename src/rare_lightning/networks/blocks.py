@@ -30,6 +30,17 @@ def make_activation(kind: Activation) -> nn.Module:
     raise ValueError(f"activation must be leaky_relu, relu or gelu: {kind}")
 
 
+def conv_block(
+    in_channels: int, out_channels: int, normalization: Normalization, activation: Activation
+) -> list[nn.Module]:
+    """3x3x3 convolution, normalisation, activation. The normalisation's shift replaces the convolution's bias."""
+    return [
+        nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False),
+        make_normalization(normalization, out_channels),
+        make_activation(activation),
+    ]
+
+
 class DoubleConv(nn.Sequential):
     """Twice: 3x3x3 convolution, normalisation, activation, optional channel dropout.
 
@@ -46,12 +57,7 @@ class DoubleConv(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in (in_channels, out_channels):
-            # The normalisation's shift replaces the convolution's bias.
-            layers += [
-                nn.Conv3d(width, out_channels, 3, padding=1, bias=False),
-                make_normalization(normalization, out_channels),
-                make_activation(activation),
-            ]
+            layers += conv_block(width, out_channels, normalization, activation)
             if dropout > 0:
                 layers.append(nn.Dropout3d(dropout))
         super().__init__(*layers)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rare_lightning.networks.blocks import Activation, Normalization, conv_block
 from rare_lightning.networks.grids import Size3
 
 HeadKind = Literal["plain", "sub_voxel"]
@@ -20,18 +21,29 @@ class PlainHead(nn.Conv3d):
 
 
 class SubVoxelHead(nn.Module):
-    """Logits for every base voxel at the cost of the level: convolution and 3D pixel shuffle.
+    """Logits for every base voxel at the cost of the level: 1x1x1 convolution and 3D pixel shuffle.
 
-    ``(B, F, d, h, w) -> (B, C, d * sx, h * sy, w * sz)`` for the level's stride ``(sx, sy, sz)``. Weights start
-    repeated over the voxels of a block, so that a fresh head is a plain head followed by nearest-neighbour
-    up-sampling (as ICNR does for super-resolution, https://arxiv.org/abs/1707.02937).
+    ``(B, F, d, h, w) -> (B, C, d * sx, h * sy, w * sz)`` for the level's stride ``(sx, sy, sz)``. A 3x3x3 block before
+    lets a voxel be drawn by its neighbours too; drawing all its base voxels with 3x3x3 kernels instead would take most
+    of a deep level's time and weights. Weights start repeated over the voxels of a block, so that a fresh head is a
+    plain head followed by nearest-neighbour up-sampling (as ICNR does for super-resolution,
+    https://arxiv.org/abs/1707.02937). At level 0 it is a plain head.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Size3, kernel_size: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Size3,
+        normalization: Normalization = "instance",
+        activation: Activation = "leaky_relu",
+    ) -> None:
         super().__init__()
         self.stride = stride
         voxels = prod(stride)
-        self.conv = nn.Conv3d(in_channels, out_channels * voxels, kernel_size, padding=kernel_size // 2)
+        block = conv_block(in_channels, in_channels, normalization, activation) if voxels > 1 else []
+        self.block = nn.Sequential(*block)
+        self.conv = nn.Conv3d(in_channels, out_channels * voxels, 1)
         with torch.no_grad():
             for parameter in (self.conv.weight, self.conv.bias):
                 if parameter is not None:
@@ -39,17 +51,24 @@ class SubVoxelHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the level's decoder stage -> logits on the base grid."""
-        x: Tensor = self.conv(features)
+        x: Tensor = self.conv(self.block(features))
         sx, sy, sz = self.stride
         b, _, d, h, w = x.shape
         x = x.view(b, -1, sx, sy, sz, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
         return x.reshape(b, -1, d * sx, h * sy, w * sz)
 
 
-def make_head(kind: HeadKind, in_channels: int, out_channels: int, stride: Size3, kernel_size: int) -> nn.Module:
+def make_head(
+    kind: HeadKind,
+    in_channels: int,
+    out_channels: int,
+    stride: Size3,
+    normalization: Normalization,
+    activation: Activation,
+) -> nn.Module:
     """Head of the level whose cumulative stride is ``stride``."""
     if kind == "plain":
         return PlainHead(in_channels, out_channels)
     if kind == "sub_voxel":
-        return SubVoxelHead(in_channels, out_channels, stride, kernel_size)
+        return SubVoxelHead(in_channels, out_channels, stride, normalization, activation)
     raise ValueError(f"head must be plain or sub_voxel: {kind}")

@@ -33,8 +33,6 @@ class RAREUNet(MultiResolutionNetwork):
         dropout: Channel dropout probability in every convolution block.
         gateway_blocks: Double convolutions in each gateway.
         head: ``sub_voxel`` answers on the base grid, ``plain`` (the paper) on the level grid.
-        head_kernel_size: Kernel of the sub-voxel heads' convolution, odd; 3 lets a voxel's block be drawn by its
-            neighbours too.
 
     Raises:
         ValueError: If the arguments contradict each other; the message states the rule.
@@ -53,7 +51,6 @@ class RAREUNet(MultiResolutionNetwork):
         dropout: float = 0.0,
         gateway_blocks: int = 1,
         head: HeadKind = "sub_voxel",
-        head_kernel_size: int = 3,
     ) -> None:
         super().__init__()
         # Kept so that a checkpoint can say how to build this object again.
@@ -62,8 +59,6 @@ class RAREUNet(MultiResolutionNetwork):
             raise ValueError(f"levels ({levels}) must be >= 0 and < depth ({depth}): level l enters at encoder stage l")
         if gateway_blocks < 1:
             raise ValueError(f"gateway_blocks ({gateway_blocks}) must be >= 1")
-        if head_kernel_size < 1 or head_kernel_size % 2 == 0:
-            raise ValueError(f"head_kernel_size ({head_kernel_size}) must be odd")
         if isinstance(features, int):
             features = [min(features * 2**k, MAX_WIDTH) for k in range(depth + 1)]
         if len(features) != depth + 1:
@@ -100,7 +95,9 @@ class RAREUNet(MultiResolutionNetwork):
         )
         self.heads = nn.ModuleDict(
             {
-                str(level): make_head(head, widths[level], out_channels, self.level_stride(level), head_kernel_size)
+                str(level): make_head(
+                    head, widths[level], out_channels, self.level_stride(level), normalization, activation
+                )
                 for level in self.levels
             }
         )

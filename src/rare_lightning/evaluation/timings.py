@@ -1,0 +1,60 @@
+"""Timings of inference -> benchmark.csv, .md, .json and a figure of time against resolution."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from rare_lightning.evaluation.tables import markdown_table, replacing
+from rare_lightning.provenance import describe_process
+
+TimingRow = dict[str, Any]
+"""Plain values of one engine at one level; see :func:`rare_lightning.inference.benchmark.as_rows`."""
+
+
+def write_timings(rows: Sequence[TimingRow], note: str, folder: Path) -> None:
+    """Write ``benchmark.csv``, ``.md``, ``.json`` (for docs/results) and ``.png``, each whole or not at all.
+
+    Args:
+        rows: All with the same keys.
+        note: What was timed.
+        folder: Where to.
+    """
+    with replacing(folder / "benchmark.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = [{name: _rounded(value) for name, value in row.items()} for row in rows]
+    record = {"title": "Inference", "note": note, "rows": shown, "process": describe_process()}
+    with replacing(folder / "benchmark.json") as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / "benchmark.md") as part:
+        part.write_text(f"{note}\n\n{markdown_table(shown)}\n", encoding="utf-8")
+    with replacing(folder / "benchmark.png") as part:
+        _plot(rows, note, part)
+
+
+def _plot(rows: Sequence[TimingRow], note: str, path: Path) -> None:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        own = sorted((row["spacing mm"], row["total ms"]) for row in rows if row["engine"] == engine)
+        style = "k--" if "U-Net" in engine else "o-"
+        axes.plot([mm for mm, _ in own], [ms for _, ms in own], style, label=engine)
+    spacings = sorted({row["spacing mm"] for row in rows})
+    axes.set(xscale="log", yscale="log", xticks=spacings, xlabel="scan spacing, mean (mm)", title=note)
+    axes.set_xticklabels([f"{mm:g}" for mm in spacings])
+    axes.minorticks_off()
+    axes.set_ylabel("from file to file (ms)")
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def _rounded(value: Any) -> str:
+    """Three digits."""
+    return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
