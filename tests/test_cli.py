@@ -162,6 +162,14 @@ def test_a_run_goes_on_from_its_checkpoint(phantom, tmp_path):
     assert (run / "logs" / "fit-2" / "metrics.csv").is_file()
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_best(phantom, tmp_path):
+    run = tmp_path / "run"
+    nothing_learnt = ("--model.optimizer.init_args.lr", "0", "--model.optimizer.init_args.weight_decay", "0")
+    assert fit(phantom, run, *nothing_learnt, "--trainer.max_epochs", "2") == 0
+    epochs = [torch.load(run / "checkpoints" / name, weights_only=True)["epoch"] for name in ("best.ckpt", "last.ckpt")]
+    assert epochs == [0, 1]
+
+
 def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
     assert fit(phantom, run) == 1
     assert "in use" in last_line(capsys.readouterr().err)

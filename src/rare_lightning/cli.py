@@ -66,7 +66,6 @@ class RareCLI(LightningCLI):
                 "checkpoint.monitor": "val/dice",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
             }
         )
         network = "model.network.init_args."
@@ -99,7 +98,11 @@ class RareCLI(LightningCLI):
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
         log_into(config.trainer, folder, str(self.subcommand))
-        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord()]
+        # Not save_last of the best's: that one is written only when the best is.
+        last = ModelCheckpoint(
+            folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord(), last]
 
     def instantiate_classes(self) -> None:
         """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
@@ -110,7 +113,7 @@ class RareCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where everything is."""
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        best = self.config_init[self.subcommand]["checkpoint"].best_model_path
         if self.trainer.is_global_zero:
             print(f"Run folder: {self.trainer.default_root_dir}\nNext: rare test --ckpt_path {best}")
 
