@@ -2,7 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -103,6 +106,38 @@ def test_level_and_grid_are_obeyed(checkpoint, folder, tmp_path):
     assert answer.GetSpacing() == pytest.approx((1, 1, 1))
     assert json.loads((tmp_path / "out" / "two.json").read_text())["level"] == 2
     assert set(np.unique(sitk.GetArrayFromImage(answer))) <= {0, 1, 2}
+
+
+def test_probabilities_lie_on_the_scans_grid_and_their_likeliest_class_is_the_answer(checkpoint, folder, tmp_path):
+    assert predict(checkpoint, [folder / "one.nii.gz"], tmp_path / "out", "--probabilities") == 0
+    maps = nib.load(tmp_path / "out" / "one_probabilities.nii.gz")
+    labels = nib.load(tmp_path / "out" / "one.nii.gz")
+    assert np.array_equal(maps.affine, labels.affine)
+    softmax = maps.get_fdata()
+    assert softmax.shape == (*labels.shape, 3)
+    np.testing.assert_allclose(softmax.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(softmax.argmax(axis=-1), labels.get_fdata())
+    assert predict(checkpoint, [folder / "two.mha"], tmp_path / "two", "--probabilities") == 0
+    maps, labels = (sitk.ReadImage(str(tmp_path / "two" / name)) for name in ("two_probabilities.mha", "two.mha"))
+    assert maps.GetOrigin() == labels.GetOrigin()
+    assert np.array_equal(sitk.GetArrayFromImage(maps).argmax(axis=-1), sitk.GetArrayFromImage(labels))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scans", [1, 3])
+def test_two_processes_share_the_scans(checkpoint, folder, tmp_path, scans):
+    (folder / "bad.nii.gz").write_bytes(b"junk")
+    inputs = [folder / "one.nii.gz"] if scans == 1 else [folder]
+    words = ["predict", "--ckpt_path", checkpoint, "--input", *inputs, "--output", tmp_path / "out"]
+    words += ["--accelerator", "cpu", "--devices", "2", "--num_workers", "0"]
+    command = [sys.executable, "-m", "rare_lightning.cli", *words]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == (0 if scans == 1 else 1), ran.stderr
+    assert [row["case"] for row in volumes(tmp_path / "out")] == (["one"] if scans == 1 else ["one", "two"])
+    assert ran.stderr.count("were not segmented") == (0 if scans == 1 else 1)
+    assert predict(checkpoint, [folder / "one.nii.gz"], tmp_path / "alone") == 0
+    together, alone = (nib.load(tmp_path / place / "one.nii.gz") for place in ("out", "alone"))
+    assert np.array_equal(together.get_fdata(), alone.get_fdata())
 
 
 def test_scans_never_give_way_to_their_answers(checkpoint, folder, capsys):

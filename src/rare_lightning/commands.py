@@ -47,6 +47,7 @@ def predict(
     mirror: bool = False,
     memory: float | None = None,
     preview: bool = False,
+    probabilities: bool = False,
     resume: bool = False,
     accelerator: str = "auto",
     devices: int | str = "auto",
@@ -65,6 +66,7 @@ def predict(
         memory: GiB that each device may use; three quarters of what it has by default. Scans that would need more are
             segmented in windows.
         preview: Write NAME.png.
+        probabilities: Write NAME_probabilities.nii.gz, one channel per class.
         resume: Skip scans that have an answer in the output folder.
         accelerator: As of Lightning's Trainer.
         devices: As of Lightning's Trainer; the scans are spread over them.
@@ -99,7 +101,10 @@ def predict(
     if waiting:
         dataset = ScanDataset(waiting, segmenter, level, keep_voxels=preview)
         trainer = _trainer(accelerator, devices, writer, len(waiting))
-        module, loader = PredictionModule(segmenter, grid == "base"), dataset.loader(min(num_workers, len(waiting)))
+        module, loader = (
+            PredictionModule(segmenter, grid == "base", probabilities),
+            dataset.loader(min(num_workers, len(waiting))),
+        )
         trainer.predict(module, loader, return_predictions=False)
         if not trainer.is_global_zero:
             return
@@ -208,7 +213,7 @@ def parser_of(name: str, purpose: str) -> ArgumentParser:
     parser.add_argument("--ckpt_path", nargs="+", required=True, help="checkpoint of rare fit; several are averaged")
     parser.add_argument("--input", nargs="+", required=True, help="files, folders, patterns or CSV lists of scans")
     parser.add_function_arguments(predict, as_positional=False, skip={"ckpt_path", "input"})
-    for flag in ("mirror", "preview", "resume"):
+    for flag in ("mirror", "preview", "probabilities", "resume"):
         action = next(action for action in parser._actions if action.dest == flag)
         action.nargs, action.const = argparse.OPTIONAL, True
     return parser

@@ -22,7 +22,8 @@ class PredictionWriter(BasePredictionWriter):
     """Writes each answer as it comes, whole or not at all; the label map last, so that it says the case is done.
 
     Args:
-        folder: Where ``NAME.nii.gz`` (or the scan's own format), ``NAME.json``, ``volumes.csv`` and ``NAME.png`` go.
+        folder: Where ``NAME.nii.gz`` (or the scan's own format), ``NAME.json``, ``volumes.csv``,
+            ``NAME.png`` and ``NAME_probabilities.nii.gz`` go.
         classes: Class names by label value.
         model: Names of the checkpoints, for the record.
         preview: Write ``NAME.png``.
@@ -79,9 +80,11 @@ class PredictionWriter(BasePredictionWriter):
                     self.folder / f"{files.name}.png",
                 )
             own_grid = answer.geometry is scan.geometry
-            write_array(
-                answer.labels, scan if own_grid else Scan(answer.labels[None], answer.geometry), self.path_of(files)
-            )
+            grid = scan if own_grid else Scan(answer.labels[None], answer.geometry)
+            if answer.probabilities is not None:
+                path = self.folder / f"{files.name}_probabilities{files.suffix}"
+                write_array(answer.probabilities, grid, path)
+            write_array(answer.labels, grid, self.path_of(files))
         except (OSError, RuntimeError) as error:  # ITK's writers raise the latter
             raise UserError(f"{self.folder}: cannot be written to ({reason(error)})") from error
 

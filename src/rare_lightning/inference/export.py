@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from os import replace
 from pathlib import Path
 from types import ModuleType
@@ -193,6 +195,7 @@ def write(format: Format, module: nn.Module, example: Tensor, path: Path) -> Non
 
 def _write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
     _need("onnx", "onnx", "onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     torch.onnx.export(
         module, (example,), path, dynamo=True, external_data=False, verbose=False,
         input_names=["image"], output_names=["logits"], dynamic_shapes={"image": AXES},
@@ -224,9 +227,19 @@ def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 def _open_openvino(path: Path) -> Callable[[Tensor], Tensor]:
     [openvino] = _need("openvino", "openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model = _opened(path, lambda: openvino.Core().compile_model(path, "CPU", settings))
+    model = _opened(path, lambda: _openvino_core(openvino).compile_model(path, "CPU", settings))
     # Its answer is a view of a buffer that the next run overwrites.
     return lambda image: torch.from_numpy(model(image.cpu().numpy())[0].copy())
+
+
+@cache
+def _openvino_core(openvino: ModuleType) -> Any:
+    """One for the whole process.
+
+    On CPUs with AMX each core gives the thread a stack for signal handlers, and where several end in the order they
+    began, the last puts back one that is freed: the next signal, of a data loader's worker, would end the process.
+    """
+    return openvino.Core()
 
 
 def _open_torchscript(path: Path) -> Callable[[Tensor], Tensor]:

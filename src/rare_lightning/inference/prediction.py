@@ -15,7 +15,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.inference.segmenter import Prepared, Segmentation, Segmenter
 
-OUT_OF_MEMORY = "ran out of memory: enter at a deeper --level, or use a machine with more"
+OUT_OF_MEMORY = "ran out of memory: lower --memory for smaller windows, or enter at a deeper --level"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,14 @@ class PredictionModule(L.LightningModule):
     Args:
         segmenter: The model.
         on_base_grid: Answer at the base spacing instead of on the scan's grid.
+        keep_probabilities: Answer with the probabilities too.
     """
 
-    def __init__(self, segmenter: Segmenter, on_base_grid: bool = False) -> None:
+    def __init__(self, segmenter: Segmenter, on_base_grid: bool = False, keep_probabilities: bool = False) -> None:
         super().__init__()
         self.segmenter = segmenter
         self.on_base_grid = on_base_grid
+        self.keep_probabilities = keep_probabilities
         self.networks = nn.ModuleList(segmenter.networks)  # so that Lightning moves them
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -106,7 +108,8 @@ class PredictionModule(L.LightningModule):
         if batch.prepared is None:
             return Answer(batch.files, failure=batch.failure)
         try:
-            return Answer(batch.files, batch.scan, self.segmenter.segment(batch.prepared, self.on_base_grid))
+            answer = self.segmenter.segment(batch.prepared, self.on_base_grid, self.keep_probabilities)
+            return Answer(batch.files, batch.scan, answer)
         except UserError as error:
             return Answer(batch.files, failure=f"{batch.files.paths[0]}: {error}")
         except (MemoryError, RuntimeError) as error:

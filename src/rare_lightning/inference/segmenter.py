@@ -57,6 +57,7 @@ class Segmentation:
         volumes_ml: Volume of each foreground class in ml.
         route: Where the scan entered.
         window: Base voxels per axis of the windows it was segmented in, None if whole.
+        probabilities: ``(C, D, H, W)`` float32 on the same grid, if they were asked for.
     """
 
     labels: np.ndarray
@@ -64,6 +65,7 @@ class Segmentation:
     volumes_ml: dict[str, float]
     route: Route
     window: list[int] | None = None
+    probabilities: np.ndarray | None = None
 
 
 class Segmenter:
@@ -227,12 +229,13 @@ class Segmenter:
             raise ValueError("there is no network")
         return mean.div_(len(self.networks) * len(flips))
 
-    def segment(self, prepared: Prepared, on_base_grid: bool = False) -> Segmentation:
+    def segment(self, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False) -> Segmentation:
         """Run the network, and bring the answer to the scan's own grid or to the base grid.
 
         Args:
             prepared: The scan.
             on_base_grid: Answer at the base spacing in canonical orientation.
+            keep_probabilities: Bring every class's probability there too, which takes memory.
 
         Raises:
             UserError: If the scan is too small for the network, or the memory for the scan.
@@ -241,9 +244,11 @@ class Segmenter:
             answer = self.probabilities(prepared)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return self.restore(answer, prepared, on_base_grid)
+        return self.restore(answer, prepared, on_base_grid, keep_probabilities)
 
-    def restore(self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False) -> Segmentation:
+    def restore(
+        self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False
+    ) -> Segmentation:
         """Bring :meth:`probabilities` to the scan's own grid or to the base grid, and take the likeliest class."""
         stride = self.level_strides[prepared.route.level]
         answer_spacing: Sequence[float] = prepared.route.spacing
@@ -259,18 +264,22 @@ class Segmenter:
         else:
             wanted, spacing = geometry.canonical_size, geometry.canonical_spacing
         labels = np.empty(wanted, dtype=np.uint8)
+        kept = np.empty((len(self.classes), *wanted), dtype=np.float32) if keep_probabilities else None
         counts = np.zeros(len(self.classes), dtype=np.int64)
         for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted):
             labels[where] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+            if kept is not None:
+                kept[:, where] = slab.cpu().numpy()
             counts += np.bincount(labels[where].ravel(), minlength=len(self.classes))
         if on_base_grid:
             ratio = [mm / own for mm, own in zip(spacing, geometry.canonical_spacing, strict=True)]
             geometry = canonical_geometry(level_affine(geometry.canonical_affine, ratio), wanted)
         else:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
+            kept = None if kept is None else np.stack([geometry.from_canonical(one) for one in kept])
         voxel_ml = float(np.prod(spacing)) / 1000
         volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
-        return Segmentation(labels, geometry, volumes, prepared.route, self.window(prepared))
+        return Segmentation(labels, geometry, volumes, prepared.route, self.window(prepared), kept)
 
     @property
     def _device(self) -> torch.device:
