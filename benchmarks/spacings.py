@@ -1,14 +1,17 @@
-"""Dice of a model on its test cases brought to other spacings, in-between and anisotropic ones, by routing rule.
+"""Dice of a model on its test cases brought to other spacings, in-between and anisotropic ones, by entry level.
 
 python benchmarks/spacings.py --checkpoint runs/hippocampus/checkpoints/best.ckpt --root Task04_Hippocampus
     [--output docs/results/spacings.json]
 
-Each scan is brought to the spacing by averaging what its voxels cover, segmented as `rare predict` would, and its
-answer on the base grid is compared with the full-resolution label. Writes a figure beside the record.
+Each scan is brought to the spacing by averaging what its voxels cover, segmented as `rare predict` would from each
+level that may make sense, and its answer on the base grid is compared with the full-resolution label. Beside that, the
+level that each routing rule takes, and how far `rare predict` lies above the line that joins the levels' own spacings.
+Writes a figure beside the record.
 """
 
-from math import ceil
+from math import ceil, log2
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,15 +19,19 @@ from matplotlib.figure import Figure
 
 import rare_lightning
 from common import arguments, save
+from rare_lightning.data.preprocessing import Spacing
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, mean_defined
+from rare_lightning.inference import Segmenter
 from rare_lightning.inference.geometry import Geometry
+from rare_lightning.inference.routing import RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
+from rare_lightning.metrics.scores import dice
 
-ISOTROPIC = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]
-ANISOTROPIC = [(1, 1, 2), (1, 1, 4), (1, 1, 8), (2, 2, 8)]
-STRATEGIES = ("mean", "finest")
+ISOTROPIC: list[float] = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]
+ANISOTROPIC: list[Spacing] = [(1, 1, 2), (1, 1, 4), (1, 1, 8), (2, 2, 8)]
+SPACINGS: list[Spacing] = [(mm, mm, mm) for mm in ISOTROPIC] + ANISOTROPIC
 
 
 def simulate(scan: Scan, spacing: tuple[float, ...]) -> Scan:
@@ -35,12 +42,19 @@ def simulate(scan: Scan, spacing: tuple[float, ...]) -> Scan:
     return Scan(resample(torch.from_numpy(scan.canonical), own, spacing, new).numpy(), geometry)
 
 
-def dice(prediction: np.ndarray, truth: np.ndarray, classes: int) -> float:
-    """Mean over the foreground classes that are present in either."""
+def mean_dice(
+    segmenter: Segmenter, pairs: list[tuple[Scan, torch.Tensor]], spacing: tuple[float, ...], level: int
+) -> float:
+    """Of all cases and foreground classes at a spacing, entering at a level."""
     scores = []
-    for value in range(1, classes):
-        one, other = prediction == value, truth == value
-        scores.append(2 * (one & other).sum() / (one.sum() + other.sum()) if one.any() or other.any() else np.nan)
+    for image, truth in pairs:
+        prepared = segmenter.prepare(simulate(image, spacing), "scan", level)
+        answer = segmenter.segment(prepared, on_base_grid=True).labels
+        shown = torch.zeros_like(truth)  # the simulated scan may end a fraction of a voxel earlier
+        d, h, w = np.minimum(answer.shape, truth.shape)
+        shown[:d, :h, :w] = torch.from_numpy(answer[:d, :h, :w])
+        values = range(1, len(segmenter.classes))
+        scores.append(mean_defined([dice(shown == value, truth == value) for value in values]))
     return mean_defined(scores)
 
 
@@ -52,48 +66,63 @@ def main() -> None:
     pairs = []
     for case in cases:
         image, label = (read_scan(ScanFiles(case.case_id, (path,))) for path in (case.image, case.label))
-        pairs.append((image, label.geometry.to_canonical(label.array[0]).astype(np.uint8)))
-    segmenters = {strategy: rare_lightning.load(args.checkpoint, strategy=strategy) for strategy in STRATEGIES}
+        pairs.append((image, torch.from_numpy(label.canonical[0].astype(np.uint8))))
+    segmenter = rare_lightning.load(args.checkpoint)
+    base, strides = segmenter.preprocessing.spacing, segmenter.level_strides
+    scores: dict[Spacing, dict[int, float]] = {}
+    for spacing in SPACINGS:
+        near = {
+            level: [abs(log2(mm / (b * s))) for mm, b, s in zip(spacing, base, stride, strict=True)]
+            for level, stride in strides.items()
+        }
+        isotropic = len(set(spacing)) == 1
+        levels = [level for level in strides if max(near[level]) < 0.99 or not isotropic]
+        scores[spacing] = {level: mean_dice(segmenter, pairs, spacing, level) for level in levels}
+        print(spacing, scores[spacing], flush=True)
     rows = []
-    for spacing in [(mm, mm, mm) for mm in map(float, ISOTROPIC)] + [tuple(map(float, s)) for s in ANISOTROPIC]:
-        # The rules differ on anisotropic scans alone.
-        for strategy in STRATEGIES if len(set(spacing)) > 1 else STRATEGIES[:1]:
-            segmenter = segmenters[strategy]
-            scores, levels = [], set()
-            for image, truth in pairs:
-                prepared = segmenter.prepare(simulate(image, spacing), "scan")
-                levels.add(prepared.route.level)
-                answer = segmenter.segment(prepared, on_base_grid=True).labels
-                shown = np.zeros_like(truth)  # the simulated scan may end a fraction of a voxel earlier
-                d, h, w = np.minimum(answer.shape, truth.shape)
-                shown[:d, :h, :w] = answer[:d, :h, :w]
-                scores.append(dice(shown, truth, len(segmenter.classes)))
-            rows.append(
-                {
-                    "spacing (mm)": "x".join(f"{mm:g}" for mm in spacing),
-                    "rule": strategy if len(set(spacing)) > 1 else "either",
-                    "level": "/".join(map(str, sorted(levels))),
-                    "Dice": f"{mean_defined(scores):.3f}",
-                }
-            )
-            print(rows[-1], flush=True)
+    for spacing, by_level in scores.items():
+        chosen = {rule: route(spacing, base, strides, rule).level for rule in get_args(RoutingStrategy)}
+        row = {"spacing (mm)": "x".join(f"{mm:g}" for mm in spacing)}
+        row |= {f"entry at {level}": f"{by_level[level]:.3f}" if level in by_level else "-" for level in strides}
+        row |= {f"level by {rule}": str(level) for rule, level in chosen.items()}
+        row["above the line"] = (
+            f"{by_level[chosen['mean']] - line(spacing[0], scores):+.3f}" if len(set(spacing)) == 1 else "-"
+        )
+        rows.append(row)
     save(args, "Spacings between the levels", f"{len(cases)} test cases, Dice on the full-resolution label", rows)
     if args.output is not None:
         plot(rows, args.output.with_suffix(".png"))
     print(markdown_table(rows))
 
 
+def line(mm: float, scores: dict[Spacing, dict[int, float]]) -> float:
+    """Dice on the line that joins the levels' own spacings, on a logarithmic scale."""
+    own = {spacing[0]: next(iter(by_level.values())) for spacing, by_level in scores.items() if len(by_level) == 1}
+    return float(np.interp(log2(mm), np.log2(list(own)), list(own.values())))
+
+
 def plot(rows: list[dict[str, str]], path: Path) -> None:
-    """Dice of the isotropic spacings, and the lines that join the levels."""
-    curve = [(float(row["spacing (mm)"].split("x")[0]), float(row["Dice"])) for row in rows if row["rule"] == "either"]
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    """Dice of the isotropic spacings by entry level, the levels that are taken, and the line that joins the levels."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*curve, strict=True), "o-", label="predicted")
-    axes.plot(*zip(*[point for point in curve if point[0] in (1, 2, 4, 8)], strict=True), "k--", label="levels joined")
+    taken = []
+    for name in [name for name in rows[0] if name.startswith("entry at ")]:
+        level = name.removeprefix("entry at ")
+        own = [
+            (float(row["spacing (mm)"].split("x")[0]), float(row[name]), row["level by mean"] == level)
+            for row in rows
+            if row["above the line"] != "-" and row[name] != "-"
+        ]
+        axes.plot([mm for mm, _, _ in own], [score for _, score, _ in own], "o-", markersize=3, label=name)
+        taken += [(mm, score) for mm, score, is_taken in own if is_taken]
+    axes.plot(*zip(*sorted(taken), strict=True), "ko", markersize=8, fillstyle="none", label="taken by rare predict")
+    own = sorted(point for point in taken if point[0] in (1, 2, 4, 8))
+    axes.plot(*zip(*own, strict=True), "k--", linewidth=1, label="levels joined")
     axes.set(xscale="log", xticks=[1, 2, 4, 8], xticklabels=["1", "2", "4", "8"], xlabel="scan spacing (mm)")
     axes.set_ylabel("mean Dice, full-resolution label")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -61,13 +61,14 @@ def benchmark_section(path: Path) -> list[str]:
     """Table of one benchmark."""
     record = json.loads(path.read_text(encoding="utf-8"))
     process = record["process"]
+    run = "python benchmarks/" if process["command"].split()[0].endswith(".py") else ""
     where = f"commit {process['commit']}, {process['hardware']}, torch {process['versions']['torch']}"
     lines = [
         f"## {record['title']}",
         "",
         f"{record['note']}; {where}.",
         "",
-        f"    python benchmarks/{process['command']}",
+        f"    {run}{process['command']}",
     ]
     picture = path.with_suffix(".png")
     pictures = [f"![{picture.stem}](results/{picture.name})", ""] if picture.exists() else []

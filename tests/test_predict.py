@@ -87,6 +87,21 @@ def test_a_broken_scan_is_reported_and_does_not_stop_the_others(checkpoint, fold
     assert (tmp_path / "out" / "two.mha").exists()
 
 
+def test_nothing_is_written_where_no_scan_can_be_segmented(checkpoint, folder, tmp_path, capsys):
+    flat = tmp_path / "flat.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(folder / "one.nii.gz"))[:, :, 0], str(flat))
+    assert predict(checkpoint, [flat], tmp_path / "out") == 1
+    assert "a 3D scan, or 4D with channels, is needed" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_scan_of_one_slice_is_answered(checkpoint, folder, tmp_path):
+    path = tmp_path / "slice.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(folder / "one.nii.gz"))[:, :, 4:5], str(path))
+    assert predict(checkpoint, [path], tmp_path / "out") == 0
+    assert nib.load(tmp_path / "out" / "slice.nii.gz").shape == nib.load(path).shape
+
+
 def test_resume_skips_what_is_done_and_nothing_is_overwritten(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert predict(checkpoint, [folder / "one.nii.gz"], out) == 0

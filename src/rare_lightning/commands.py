@@ -178,8 +178,10 @@ def benchmark(
         scan = noise_scan(size, segmenter.preprocessing.spacing, len(segmenter.channels))
         what = f"noise of {'x'.join(map(str, size))} voxels at level 0"
     else:
-        [files] = find_scans([input])
-        scan, what = read_scan(files), files.name
+        found = find_scans([input])
+        if len(found) > 1:
+            raise UserError(f"--input {input}: holds {len(found)} scans; give one")
+        scan, what = read_scan(found[0]), found[0].name
     folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,14 @@ def test_a_scan_of_the_users(words, scan, tmp_path):
     assert (tmp_path / "out" / "benchmark.md").read_text().startswith("mine")
 
 
+def test_several_scans_are_too_many(words, scan, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    for name in ("a.mha", "b.mha"):
+        sitk.WriteImage(scan, str(tmp_path / "scans" / name))
+    assert main([*words, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "out")]) == 1
+    assert "holds 2 scans; give one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -55,7 +55,7 @@ def test_a_scan_of_a_level_gets_what_the_network_says(segmenter, scan):
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-@pytest.mark.parametrize("flips", list(product((False, True), repeat=3))[::3])
+@pytest.mark.parametrize("flips", list(product((False, True), repeat=3)))
 def test_a_scan_stored_in_another_order_gets_the_same_answer(segmenter, scan, order, flips):
     scan.SetSpacing((1.0, 1.3, 2.1))
     scan.SetDirection(tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2)).direction)

@@ -104,6 +104,8 @@ class PredictionWriter(BasePredictionWriter):
             if not answered or not isinstance(record, dict) or list(record.get("volumes_ml", ())) != self.classes[1:]:
                 continue  # somebody else's file, or of a run that ended before the label map
             rows.append([path.stem, record["level"], *(f"{ml:.4f}" for ml in record["volumes_ml"].values())])
+        if not rows:
+            return
         temporary = self.folder / ".volumes.csv"
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])

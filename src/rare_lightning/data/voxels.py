@@ -32,5 +32,8 @@ def read_nifti(path: Path) -> np.ndarray:
 def reason(error: Exception) -> str:
     """What a reader complained of, in one line; ITK says first where in its own source, and last what."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[-1] if lines[-1].startswith("ITK ERROR") else lines[0]
-    return line.removeprefix("ITK ERROR: ")[:200]
+    marks = ("ITK ERROR: ", "sitk::ERROR: ")
+    line = lines[-1] if lines[-1].startswith(marks) else lines[0]
+    for mark in marks:
+        line = line.removeprefix(mark)
+    return line[:200]

@@ -102,15 +102,12 @@ def read_scan(scan: ScanFiles) -> Scan:
     """Read all channels of a scan.
 
     Raises:
-        UserError: If a file cannot be read, is not a 3D scan, holds voxels that are not finite, or lies on another
-            grid than the first.
+        UserError: If a file cannot be read, is not a 3D scan, or lies on another grid than the first.
     """
     channels: list[np.ndarray] = []
     grids: list[Geometry] = []
     for path in scan.paths:
         volumes, grid = _read(path)
-        if any(not np.isfinite(volume).all() for volume in volumes):
-            raise UserError(f"{path}: holds NaN or infinite voxels; set them to a finite value first")
         grids.append(grid)
         if not _same_grid(grids[0], grid):
             raise UserError(f"{path}: lies on another grid than {scan.paths[0]}; all channels must share one")
@@ -174,19 +171,16 @@ def _in_folder(folder: Path) -> list[ScanFiles]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     files = [path for path in inside if path.is_file() and suffix_of(path)]
-    if not files:
-        if sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
-            return [ScanFiles(folder.resolve().name, (folder,))]
-        series = [sub for sub in inside if sub.is_dir() and sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(sub))]
-        if not series:
-            raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series")
-        return [ScanFiles(sub.name, (sub,)) for sub in series]
+    if not files and _series_in(folder):
+        return [ScanFiles(folder.resolve().name, (folder,))]
+    scans = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]
+    if not files and not scans:
+        raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series that can be read")
     groups: dict[str, list[Path]] = {}
     for path in files:
         name = _single(path).name
         stem, _, number = name.rpartition("_")
         groups.setdefault(stem if stem and len(number) == 4 and number.isdigit() else name, []).append(path)
-    scans = []
     for stem, paths in groups.items():
         numbered = [_single(path).name == f"{stem}_{i:04d}" for i, path in enumerate(paths)]
         # A lone NAME_0003 is a case with that name, not a fourth channel.
@@ -237,8 +231,18 @@ def _nifti_channels(path: Path) -> list[np.ndarray]:
     return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
 
+def _series_in(folder: Path) -> tuple[str, ...]:
+    """Identifiers of the DICOM series in a folder, without ITK's warning where there is none."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
 def _read_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    series = _series_in(folder)
     if len(series) != 1:
         raise UserError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
     reader = sitk.ImageSeriesReader()

@@ -24,6 +24,12 @@ class Scores(NamedTuple):
     volume_diff: float
 
 
+def dice(prediction: Tensor, truth: Tensor) -> float:
+    """Overlap of two masks in 0..1; NaN if both are empty, 0 if one is."""
+    voxels = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / voxels if voxels else math.nan
+
+
 def score_class(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], tolerance_mm: float) -> Scores:
     """Score one class.
 
@@ -34,11 +40,10 @@ def score_class(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], t
         tolerance_mm: Surface distance that NSD forgives, in mm.
     """
     predicted, true = int(prediction.sum()), int(truth.sum())
+    overlap = dice(prediction, truth)
     if predicted == 0 or true == 0:
-        overlap = math.nan if predicted == true else 0.0
         return Scores(overlap, math.nan, overlap, math.nan if true == 0 else -1.0)
-    dice = 2 * int((prediction & truth).sum()) / (predicted + true)
     pair = prediction[None, None], truth[None, None]
     hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
     nsd = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing)
-    return Scores(dice, float(hd95), float(nsd), (predicted - true) / true)
+    return Scores(overlap, float(hd95), float(nsd), (predicted - true) / true)
