@@ -92,6 +92,15 @@ def test_predicting_with_an_exported_model(exported, checkpoint, scan, tmp_path)
         assert (answer == answers[0]).mean() > 0.999
 
 
+@pytest.mark.parametrize(("kind", "code"), [("onnx", 0), ("openvino", 1)])
+def test_a_scan_of_one_slice_is_answered_or_refused_with_a_line(exported, scan, tmp_path, kind, code, capsys):
+    sitk.WriteImage(scan[:, :, 4:5], str(tmp_path / "slice.nii.gz"))
+    words = ["--input", str(tmp_path / "slice.nii.gz"), "--output", str(tmp_path / "out"), "--num_workers", "0"]
+    assert main(["predict", "--ckpt_path", str(exported / kind), *words, "--accelerator", "cpu"]) == code
+    assert (tmp_path / "out" / "slice.nii.gz").exists() == (code == 0)
+    assert ("too thin for OpenVINO" in capsys.readouterr().err) == (code == 1)
+
+
 def test_scans_enter_at_one_of_the_levels_that_were_exported(checkpoint, scan, tmp_path, capsys):
     words = ["export", "--ckpt_path", str(checkpoint), "--format", "torchscript", "--level", "1"]
     assert main([*words, "--output", str(tmp_path / "one")]) == 0

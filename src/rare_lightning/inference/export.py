@@ -228,8 +228,14 @@ def _open_openvino(path: Path) -> Callable[[Tensor], Tensor]:
     [openvino] = _need("openvino", "openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = _opened(path, lambda: _openvino_core(openvino).compile_model(path, "CPU", settings))
-    # Its answer is a view of a buffer that the next run overwrites.
-    return lambda image: torch.from_numpy(model(image.cpu().numpy())[0].copy())
+
+    def run(image: Tensor) -> Tensor:
+        logits = model(image.cpu().numpy())[0]
+        if logits.size == 0:  # it pools an axis of one voxel to none
+            raise ValueError("is too thin for OpenVINO at this level: take the checkpoint, or an onnx export of it")
+        return torch.from_numpy(logits.copy())  # of a buffer that the next run overwrites
+
+    return run
 
 
 @cache
