@@ -86,7 +86,7 @@ def main() -> None:
         row |= {f"entry at {level}": f"{by_level[level]:.3f}" if level in by_level else "-" for level in strides}
         row |= {f"level by {rule}": str(level) for rule, level in chosen.items()}
         row["above the line"] = (
-            f"{by_level[chosen['mean']] - line(spacing[0], scores):+.3f}" if len(set(spacing)) == 1 else "-"
+            f"{by_level[chosen['detail']] - line(spacing[0], scores):+.3f}" if len(set(spacing)) == 1 else "-"
         )
         rows.append(row)
     save(args, "Spacings between the levels", f"{len(cases)} test cases, Dice on the full-resolution label", rows)
@@ -109,7 +109,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     for name in [name for name in rows[0] if name.startswith("entry at ")]:
         level = name.removeprefix("entry at ")
         own = [
-            (float(row["spacing (mm)"].split("x")[0]), float(row[name]), row["level by mean"] == level)
+            (float(row["spacing (mm)"].split("x")[0]), float(row[name]), row["level by detail"] == level)
             for row in rows
             if row["above the line"] != "-" and row[name] != "-"
         ]

@@ -43,7 +43,7 @@ def predict(
     output: str,
     grid: Literal["input", "base"] = "input",
     level: int | None = None,
-    routing: RoutingStrategy = "mean",
+    routing: RoutingStrategy = "detail",
     mirror: bool = False,
     memory: float | None = None,
     preview: bool = False,
@@ -61,7 +61,8 @@ def predict(
         output: Folder for NAME.nii.gz (or the scan's own format), NAME.json and volumes.csv.
         grid: "input" answers on the scan's own grid, "base" at the base spacing in canonical orientation.
         level: Enter every scan at this level, whatever its spacing.
-        routing: "mean" takes the level nearest to the mean spacing of a scan, "finest" to that of its finest axis.
+        routing: "detail" takes the coarsest level that keeps a scan's detail, "mean" the one nearest to its mean
+            spacing, "finest" to that of its finest axis.
         mirror: Average over mirror images: eight times the work.
         memory: GiB that each device may use; three quarters of what it has by default. Scans that would need more are
             segmented in windows.

@@ -6,24 +6,40 @@ STRIDES = {0: (1, 1, 1), 1: (2, 2, 2), 2: (4, 4, 4), 3: (8, 8, 8)}
 
 
 @pytest.mark.parametrize(
-    ("spacing", "mean", "finest"),
+    ("spacing", "detail", "mean", "finest"),
     [
-        ((1, 1, 1), 0, 0),
-        ((1.4, 1.4, 1.4), 0, 0),
-        ((1.42, 1.42, 1.42), 1, 1),
-        ((2.2, 2.2, 2.2), 1, 1),
-        ((5.7, 5.7, 5.7), 3, 3),
-        ((1, 1, 2), 0, 0),
-        ((1, 1, 4), 1, 0),
-        ((1, 1, 8), 1, 0),
-        ((3, 2, 2), 1, 1),
-        ((0.3, 0.3, 0.3), 0, 0),
-        ((20, 20, 20), 3, 3),
+        ((1, 1, 1), 0, 0, 0),
+        ((1.4, 1.4, 1.4), 0, 0, 0),
+        ((1.42, 1.42, 1.42), 0, 1, 1),
+        ((1.85, 1.85, 1.85), 0, 1, 1),
+        ((1.9, 1.9, 1.9), 1, 1, 1),
+        ((2.2, 2.2, 2.2), 1, 1, 1),
+        ((5.7, 5.7, 5.7), 2, 3, 3),
+        ((1, 1, 2), 0, 0, 0),
+        ((1, 1, 4), 1, 1, 0),
+        ((1, 1, 8), 2, 1, 0),
+        ((2, 2, 8), 2, 2, 1),
+        ((1, 1, 30), 3, 2, 0),
+        ((3, 2, 2), 1, 1, 1),
+        ((0.3, 0.3, 0.3), 0, 0, 0),
+        ((20, 20, 20), 3, 3, 3),
     ],
 )
-def test_the_nearest_level_in_log_scale(spacing, mean, finest):
-    assert route(spacing, (1, 1, 1), STRIDES).level == mean
+def test_strategies(spacing, detail, mean, finest):
+    assert route(spacing, (1, 1, 1), STRIDES).level == detail
+    assert route(spacing, (1, 1, 1), STRIDES, "mean").level == mean
     assert route(spacing, (1, 1, 1), STRIDES, "finest").level == finest
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_coarser_scans_never_enter_at_finer_levels(axis):
+    entered = []
+    for octaves in range(-10, 50):
+        spacing = [1.0, 2.0, 3.0]
+        spacing[axis] *= 2 ** (octaves / 10)
+        entered.append(route(tuple(spacing), (1, 1, 1), STRIDES).level)
+    assert entered == sorted(entered)
+    assert len(set(entered)) > 1
 
 
 def test_axes_are_renamed_alike():
@@ -35,7 +51,7 @@ def test_levels_have_the_spacing_of_their_strides():
     found = route((2.0, 2.0, 3.0), (1.0, 1.0, 3.0), {0: (1, 1, 1), 1: (2, 2, 1), 2: (4, 4, 2)})
     assert found.level == 1
     assert found.spacing == (2.0, 2.0, 3.0)
-    assert found.note == "2x2x3 mm enters at level 1 (nearest), no resampling"
+    assert found.note == "2x2x3 mm enters at level 1 (keeps its detail), no resampling"
 
 
 def test_the_note_says_what_is_done():

@@ -89,7 +89,7 @@ def make_pyramid(
         # Some transforms change the type of a label map, and only when they are drawn.
         images[level] = down.image.data.float()
         if random_spacing != EXACT:
-            images[level] = random_spacing(subject.image.data.float(), stride, strides[-1])
+            images[level] = random_spacing(subject.image.data.float(), stride)
         labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -14,16 +14,15 @@ from rare_lightning.networks.grids import Size3
 
 @dataclass(frozen=True)
 class RandomSpacing:
-    """Shows each level the scans that routing will send there, and not only those of exactly its spacing.
+    """Shows each level the scans that routing sends there, and not only those of exactly its spacing.
 
     A level's image is brought down to a spacing that is drawn for it, and from there to the level grid, as a scan is
     at inference. Labels stay as they are: what the scan no longer shows is still to be found.
 
     Args:
-        in_between: Share of images with a spacing other than the level's: by a factor between the square root of
-            1/2 (the level is the nearest) and 2 (the next level would lose detail), drawn on a logarithmic scale,
+        in_between: Share of images with a spacing between the level's and twice that, drawn on a logarithmic scale,
             alike along the axes.
-        anisotropic: Share of images with one axis, drawn too, whose spacing is up to the deepest level's.
+        anisotropic: Share of images with one axis, drawn too, that has a spacing of its own in that range.
 
     Raises:
         UserError: If a share is not between 0 and 1.
@@ -37,24 +36,21 @@ class RandomSpacing:
             if not 0 <= share <= 1:
                 raise UserError(f"data.random_spacing.{name} ({share}) must be a share between 0 and 1")
 
-    def draw(self, stride: Sequence[int], deepest: Sequence[int]) -> list[float]:
-        """Spacing in base voxels per axis of a scan for the level of this stride; never finer than the base grid."""
-        factor = 2 ** (1.5 * _uniform() - 0.5) if _uniform() < self.in_between else 1.0
-        spacing = [max(1.0, s * factor) for s in stride]
+    def draw(self, stride: Sequence[int]) -> list[float]:
+        """Spacing in base voxels per axis of a scan for the level of this stride."""
+        factors = [2 ** _uniform() if _uniform() < self.in_between else 1.0] * 3
         if _uniform() < self.anisotropic:
-            axis = int(torch.randint(3, ()))
-            spacing[axis] *= 2 ** (_uniform() * max(0.0, log2(deepest[axis] / spacing[axis])))
-        return spacing
+            factors[int(torch.randint(3, ()))] = 2 ** _uniform()
+        return [factor * s for factor, s in zip(factors, stride, strict=True)]
 
-    def __call__(self, image: Tensor, stride: Size3, deepest: Size3) -> Tensor:
+    def __call__(self, image: Tensor, stride: Size3) -> Tensor:
         """``(C, D, H, W)`` on the base grid -> the image of a level, ``(C, D_l, H_l, W_l)``.
 
         Args:
             image: Sizes must be multiples of the stride.
             stride: Of the level, in base voxels.
-            deepest: Of the deepest level.
         """
-        spacing = self.draw(stride, deepest)
+        spacing = self.draw(stride)
         size = [ceil(n / s) for n, s in zip(image.shape[1:], spacing, strict=True)]
         scan = resample(image, (1, 1, 1), spacing, size)
         return resample(scan, spacing, stride, [n // s for n, s in zip(image.shape[1:], stride, strict=True)])

@@ -93,6 +93,7 @@ def _multiply(volume: Tensor, axis: int, weights: Tensor) -> Tensor:
     """Weights along one spatial axis, over the voxels that have any: a slab needs few of them."""
     used = torch.nonzero(weights.any(dim=0)).flatten()
     low, high = int(used[0]), int(used[-1]) + 1
-    part = volume.narrow(axis + 1, low, high - low)
-    product: Tensor = torch.tensordot(weights[:, low:high], part, dims=([1], [axis + 1]))
-    return product.movedim(0, axis + 1)
+    part, weights = volume.narrow(axis + 1, low, high - low), weights[:, low:high]
+    if axis == 2:  # as products of matrices that lie in memory as they are; tensordot would copy the volume first
+        return part @ weights.T
+    return weights @ part if axis == 1 else (weights @ part.flatten(2)).unflatten(2, part.shape[2:])

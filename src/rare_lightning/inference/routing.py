@@ -1,6 +1,6 @@
 """Which level a scan enters at, from its voxel spacing in mm and never from its shape."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, fsum, log
 from typing import Literal
@@ -8,7 +8,8 @@ from typing import Literal
 from rare_lightning.data.preprocessing import Spacing
 from rare_lightning.networks.grids import Size3
 
-RoutingStrategy = Literal["mean", "finest"]
+RoutingStrategy = Literal["detail", "mean", "finest"]
+NEARLY = 0.1  # octaves, 7 %: a scan that is this much finer than a level still enters there
 TOLERANCE = 1e-3  # of a spacing: what headers round away is not resampled, as in training
 
 
@@ -32,7 +33,7 @@ def route(
     spacing: Spacing,
     base_spacing: Spacing,
     level_strides: Mapping[int, Size3],
-    strategy: RoutingStrategy = "mean",
+    strategy: RoutingStrategy = "detail",
     level: int | None = None,
 ) -> Route:
     """Choose the entry level.
@@ -41,9 +42,11 @@ def route(
         spacing: Of the scan in mm, along the canonical axes.
         base_spacing: Of level 0 in mm.
         level_strides: Cumulative stride of each level that can be entered.
-        strategy: ``mean`` takes the level that is nearest on a logarithmic scale, averaged over the axes (for equal
-            strides: by the geometric mean of the spacing); ``finest`` the coarsest level that keeps the detail of
-            every axis, up to rounding to the nearest.
+        strategy: ``detail`` takes the coarsest level that loses no detail of the scan along any axis; or, where that
+            would stretch an axis to more than twice as many voxels, the finest level that does not. ``mean`` takes the
+            level that is nearest on a logarithmic scale, averaged over the axes (for equal strides: by the geometric
+            mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both are faster for scans
+            between the levels, and less accurate (docs/results.md).
         level: This level, whatever the spacing.
 
     Raises:
@@ -57,6 +60,8 @@ def route(
     }
     if level is not None:
         chosen, why = level, "as asked for"
+    elif strategy == "detail":
+        chosen, why = _keeping_detail(offsets), "keeps its detail"
     elif strategy == "mean":
         chosen, why = min(offsets, key=lambda entry: abs(fsum(offsets[entry]))), "nearest"
     else:
@@ -74,6 +79,18 @@ def route(
         beyond = ", the scan is coarser than the last level"
     what = "no resampling" if target == spacing else f"resampled to {_mm(target)}"
     return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")
+
+
+def _keeping_detail(offsets: Mapping[int, Sequence[float]]) -> int:
+    """The coarser of two levels: the coarsest that loses no detail, and the finest that stretches no axis beyond twice.
+
+    Args:
+        offsets: Level -> logarithm of scan spacing over level spacing, per axis.
+    """
+    nearly = NEARLY * log(2)
+    no_loss = [level for level, offset in offsets.items() if min(offset) >= -nearly]
+    no_stretch = [level for level, offset in offsets.items() if max(offset) <= log(2) + nearly]
+    return max(max(no_loss, default=min(offsets)), min(no_stretch, default=max(offsets)))
 
 
 def _times(spacing: Spacing, stride: Size3) -> Spacing:

@@ -86,7 +86,7 @@ class Segmenter:
     def __init__(
         self,
         checkpoints: str | Path | Sequence[str | Path],
-        strategy: RoutingStrategy = "mean",
+        strategy: RoutingStrategy = "detail",
         mirror: bool = False,
         device: str | torch.device = "cpu",
         memory: float | None = None,
@@ -227,7 +227,8 @@ class Segmenter:
                 del logits, softmax
         if mean is None:
             raise ValueError("there is no network")
-        return mean.div_(len(self.networks) * len(flips))
+        answers = len(self.networks) * len(flips)
+        return mean if answers == 1 else mean.div_(answers)
 
     def segment(self, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False) -> Segmentation:
         """Run the network, and bring the answer to the scan's own grid or to the base grid.
