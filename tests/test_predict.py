@@ -58,7 +58,7 @@ def test_the_table_leaves_other_files_alone(checkpoint, folder, tmp_path):
 def test_a_folder_is_answered_on_each_scans_grid(checkpoint, folder, tmp_path, capsys):
     assert predict(checkpoint, [folder], tmp_path / "out", "--preview") == 0
     printed = capsys.readouterr().out
-    assert "two: 2.2x2.2x2.2 mm enters at level 1 (nearest), resampled to 2x2x2 mm" in printed
+    assert "two: 2.2x2.2x2.2 mm enters at level 1 (keeps its detail), resampled to 2x2x2 mm" in printed
     for name in ("one.nii.gz", "two.mha"):
         asked, answer = (sitk.ReadImage(str(place / name)) for place in (folder, tmp_path / "out"))
         assert answer.GetPixelID() == sitk.sitkUInt8

@@ -96,4 +96,4 @@ def _multiply(volume: Tensor, axis: int, weights: Tensor) -> Tensor:
     part, weights = volume.narrow(axis + 1, low, high - low), weights[:, low:high]
     if axis == 2:  # as products of matrices that lie in memory as they are; tensordot would copy the volume first
         return part @ weights.T
-    return weights @ part if axis == 1 else (weights @ part.flatten(2)).unflatten(2, part.shape[2:])
+    return weights @ part if axis == 1 else (weights @ part.flatten(2)).view(-1, len(weights), *part.shape[2:])

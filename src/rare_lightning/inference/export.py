@@ -230,9 +230,13 @@ def _open_openvino(path: Path) -> Callable[[Tensor], Tensor]:
     model = _opened(path, lambda: _openvino_core(openvino).compile_model(path, "CPU", settings))
 
     def run(image: Tensor) -> Tensor:
-        logits = model(image.cpu().numpy())[0]
-        if logits.size == 0:  # it pools an axis of one voxel to none
-            raise ValueError("is too thin for OpenVINO at this level: take the checkpoint, or an onnx export of it")
+        advice = "OpenVINO cannot run it, as where an axis is too thin for it; take the checkpoint or an onnx export"
+        try:
+            logits = model(image.cpu().numpy())[0]
+        except RuntimeError as error:
+            raise ValueError(advice) from error
+        if logits.size == 0:  # by shape, it either fails to pool an axis of one voxel or pools it to none
+            raise ValueError(advice)
         return torch.from_numpy(logits.copy())  # of a buffer that the next run overwrites
 
     return run
