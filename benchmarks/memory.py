@@ -95,8 +95,8 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    what = f"{Path(scan).name}, {block(list(labels.shape[::-1]))} voxels; {Path(checkpoint).name}"
-    save(args, "Memory of `rare predict`", what, rows)
+    note = f"{block(list(labels.shape[::-1]))} voxels; {Path(checkpoint).name}"
+    save(args, f"Memory of `rare predict`, {Path(scan).name}", note, rows)
     print(markdown_table(rows))
 
 

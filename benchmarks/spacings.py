@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import rare_lightning
 from common import arguments, save
+from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.preprocessing import Spacing
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
@@ -61,7 +62,9 @@ def mean_dice(
 def main() -> None:
     """Run, print and save."""
     args = arguments(__doc__, checkpoint="", root="")
-    split = torch.load(args.checkpoint, weights_only=True, map_location="cpu")["DecathlonDataModule"]["split"]
+    checkpoint = read_checkpoint(args.checkpoint)
+    split = checkpoint["DecathlonDataModule"]["split"]
+    trained_on = checkpoint["datamodule_hyper_parameters"]["random_spacing"]
     cases = [case for case in read_task(args.root).cases if case.case_id in set(split["test"])]
     pairs = []
     for case in cases:
@@ -89,7 +92,9 @@ def main() -> None:
             f"{by_level[chosen['detail']] - line(spacing[0], scores):+.3f}" if len(set(spacing)) == 1 else "-"
         )
         rows.append(row)
-    save(args, "Spacings between the levels", f"{len(cases)} test cases, Dice on the full-resolution label", rows)
+    shares = ", ".join(f"random_spacing.{name} {share:g}" for name, share in trained_on.items())
+    note = f"{len(cases)} test cases, Dice on the full-resolution label"
+    save(args, f"Spacings between the levels, {shares}", note, rows)
     if args.output is not None:
         plot(rows, args.output.with_suffix(".png"))
     print(markdown_table(rows))
