@@ -149,6 +149,9 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
     (tmp_path / "short.nii").write_bytes(whole[:-40])
     (tmp_path / "junk.nrrd").write_bytes(b"junk")
     write(image[:, :, 0], tmp_path / "flat.mha")
+    floating = sitk.GetArrayFromImage(image).astype("f4")
+    floating[0, 0, 0] = np.nan
+    write(sitk.GetImageFromArray(floating), tmp_path / "nan.nii.gz")
     other = sitk.Image(image)
     other.SetOrigin((0, 0, 0))
     write(other, tmp_path / "b.nii.gz")
@@ -157,6 +160,8 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         (["short.nii"], "cannot be read"),
         (["junk.nrrd"], "cannot be read"),
         (["flat.mha"], "has 2 dimensions"),
+        (["nan.nii.gz"], "NaN or infinite"),
+        (["a.nii.gz", "nan.nii.gz"], r"/nan\.nii\.gz: holds NaN"),
         (["gone.nii.gz"], "no such file"),
         (["a.nii.gz", "b.nii.gz"], "lies on another grid"),
     ):

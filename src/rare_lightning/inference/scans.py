@@ -4,7 +4,7 @@ import csv
 import glob
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,18 +102,30 @@ def read_scan(scan: ScanFiles) -> Scan:
     """Read all channels of a scan.
 
     Raises:
-        UserError: If a file cannot be read, is not a 3D scan, or lies on another grid than the first.
+        UserError: If a file cannot be read, is not a 3D scan, holds voxels that are not finite, or lies on another
+            grid than the first.
     """
     channels: list[np.ndarray] = []
     grids: list[Geometry] = []
     for path in scan.paths:
         volumes, grid = _read(path)
+        refuse_non_finite(volumes, str(path))
         grids.append(grid)
         if not _same_grid(grids[0], grid):
             raise UserError(f"{path}: lies on another grid than {scan.paths[0]}; all channels must share one")
         channels += volumes
     header = nib.load(scan.paths[0]).header if is_nifti(scan.paths[0]) else None
     return Scan(np.stack(channels), grids[0], header)
+
+
+def refuse_non_finite(volumes: Iterable[np.ndarray], name: str) -> None:
+    """What NaN does to a network is seen nowhere in its label map.
+
+    Raises:
+        UserError: If a voxel is NaN or infinite.
+    """
+    if any(not np.isfinite(volume).all() for volume in volumes):
+        raise UserError(f"{name}: holds NaN or infinite voxels; set them to a finite value first")
 
 
 def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from rare_lightning.inference.export import EngineNetwork, open_exported, sideca
 from rare_lightning.inference.geometry import Geometry, canonical_geometry
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
-from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan
+from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan, refuse_non_finite
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, round_up
@@ -133,11 +133,14 @@ class Segmenter:
             UserError: If the scan cannot be read, or has another number of channels than the model.
         """
         if isinstance(image, tio.Image):
-            lps = canonical_geometry(image.affine, image.spatial_shape)
-            answer = self.segment(self.prepare(Scan(image.numpy(), lps), str(image.path or "image"), level))
+            lps, name = canonical_geometry(image.affine, image.spatial_shape), str(image.path or "image")
+            scan = Scan(image.numpy(), lps)
+            refuse_non_finite(scan.array, name)
+            answer = self.segment(self.prepare(scan, name, level))
             return tio.LabelMap(tensor=torch.as_tensor(answer.labels)[None], affine=image.affine)
         if isinstance(image, sitk.Image):
             scan, name = Scan(np.stack(channels_of(image, "image")), Geometry.of(image)), "image"
+            refuse_non_finite(scan.array, name)
         else:
             scan, name = read_scan(ScanFiles(Path(image).name, (Path(image),))), str(image)
         answer = self.segment(self.prepare(scan, name, level))
@@ -162,8 +165,6 @@ class Segmenter:
                 f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
                 f"({', '.join(self.channels)})"
             )
-        if not np.isfinite(scan.array).all():
-            raise UserError(f"{name}: holds NaN or infinite voxels; set them to a finite value first")
         geometry = scan.geometry
         spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
         try:
