@@ -72,6 +72,7 @@ def test_a_checkpoint_alone_can_be_tested(copied, capsys):
     assert summary["training"]["epochs"] == 1
     assert summary["training"]["seed"] == 0
     assert summary["cases"] == 2
+    assert summary["protocol"] == {"label_downsampling": "majority", "nsd_tolerance_mm": 1.0}
     for name in ("dice_by_resolution.png", "montage.png"):
         assert imread(copied / "test" / name).std() > 0
 

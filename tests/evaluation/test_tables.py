@@ -2,15 +2,18 @@ import csv
 import json
 import math
 import random
+import re
 
 import pytest
 from rich.console import Console
 
+from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import Row
 from rare_lightning.evaluation.tables import (
     describe_summary,
     format_spacing,
     mean_defined,
+    read_cases,
     summarize,
     terminal_table,
     write_cases,
@@ -71,6 +74,42 @@ def test_cases_csv_has_the_protocols_columns(tmp_path):
     assert lines[1]["hd95_mm"] == ""
 
 
+def test_cases_are_read_as_they_were_written(tmp_path):
+    path, again = tmp_path / "cases.csv", tmp_path / "again.csv"
+    write_cases(rows(), path)
+    write_cases(read_cases(path), again)
+    assert again.read_bytes() == path.read_bytes()
+    for row, written in zip(read_cases(path), rows(), strict=True):
+        assert repr(row) == repr(written)  # NaN is equal to nothing
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("nsd,", "", "line 1: the columns must be case,level,"),
+        ("0.700000,1.0", "0.7a,1.0", "line 6: could not convert string to float: '0.7a'"),
+        ("b,0,1x1x1", "b,0,1x1", "line 6: not enough values"),
+        ("b,0,1x1x1", "b,first,1x1x1", "line 6: invalid literal for int"),
+        ("b,0,1x1x1,level", "b,0,1x1x1,truth", "line 6: truth must be level or fine, not 'truth'"),
+        ("b,0,1x1x1,", "b,0,", "line 6: has 8 columns, and must have 9"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, old, new, message):
+    path = tmp_path / "cases.csv"
+    write_cases(rows(), path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=re.escape(f"{path}, {message}")):
+        read_cases(path)
+
+
+def test_what_is_no_table_gets_a_line(tmp_path):
+    with pytest.raises(UserError, match=r"none.csv: cannot be read \(No such file"):
+        read_cases(tmp_path / "none.csv")
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(UserError, match=r"picture.csv: not a cases.csv of rare test"):
+        read_cases(tmp_path / "picture.csv")
+
+
 def test_files_appear_whole_or_not_at_all(tmp_path):
     def failing():
         yield rows()[0]
@@ -99,7 +138,7 @@ def test_the_terminal_table_fits_and_holds_the_means(capsys):
 def test_the_line_below_says_what_was_measured():
     summary = {
         **summarize(rows()),
-        "nsd_tolerance_mm": 1.0,
+        "protocol": {"label_downsampling": "majority", "nsd_tolerance_mm": 1.0},
         "test": {"hardware": "2 CPU cores"},
         "training": {"seed": 3, "commit": "abc", "epochs": 5, "minutes": 1.25},
     }

@@ -69,7 +69,10 @@ class TestReport(L.Callback):
         rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
         slices = {case: pieces for _, part in gathered for case, pieces in part.items()}
         summary = {
-            "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
+            "protocol": {
+                "label_downsampling": trainer.datamodule.label_downsampling,  # type: ignore[attr-defined]
+                "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
+            },
             **summarize(rows),
             "test": describe_process(),
             "training": _training_record(trainer),

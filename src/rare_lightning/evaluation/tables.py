@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
 from rare_lightning.metrics import Scores
 
@@ -38,6 +39,25 @@ def write_cases(rows: Iterable[Row], path: Path) -> None:
         for row in rows:
             scores = ["" if math.isnan(score) else f"{score:.6f}" for score in row.scores]
             writer.writerow([row.case, row.level, format_spacing(row.spacing_mm), row.truth, row.class_name, *scores])
+
+
+def read_cases(path: Path) -> list[Row]:
+    """Rows of a ``cases.csv``, the inverse of :func:`write_cases`.
+
+    Raises:
+        UserError: If there is no such file, or a line of it is none that :func:`write_cases` writes.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            if header != COLUMNS:
+                raise UserError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
+            return [_parsed(line, f"{path}, line {lines.line_num}") for line in lines]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a cases.csv of rare test ({error})") from error
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
@@ -88,7 +108,7 @@ def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
 def describe_summary(summary: dict[str, Any]) -> str:
     """One line under a table: what was measured, and how the network came about."""
     test, training = summary["test"], summary["training"] or {}
-    words = [f"{summary['cases']} cases", f"NSD tolerance {summary['nsd_tolerance_mm']:g} mm"]
+    words = [f"{summary['cases']} cases", f"NSD tolerance {summary['protocol']['nsd_tolerance_mm']:g} mm"]
     if "minutes" in training:
         words.append(f"trained for {training['epochs']} epochs, {training['minutes']:.1f} min")
     if "step_seconds" in training:
@@ -104,6 +124,20 @@ def mean_defined(values: Iterable[float]) -> float:
     """Mean of the numbers that are not NaN; NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return fmean(defined) if defined else math.nan
+
+
+def _parsed(line: list[str], where: str) -> Row:
+    if len(line) != len(COLUMNS):
+        raise UserError(f"{where}: has {len(line)} columns, and must have {len(COLUMNS)}")
+    case, level, spacing, truth, class_name, *scores = line
+    if truth not in TRUTHS:
+        raise UserError(f"{where}: truth must be {' or '.join(TRUTHS)}, not {truth!r}")
+    try:
+        x, y, z = map(float, spacing.split("x"))
+        numbers = Scores(*(float(score) if score else math.nan for score in scores))
+        return Row(case, int(level), (x, y, z), truth, class_name, numbers)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _mean_over_cases(rows: Sequence[Row]) -> dict[str, Any]:
