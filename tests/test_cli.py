@@ -11,6 +11,7 @@ import yaml
 from matplotlib.image import imread
 
 from rare_lightning.cli import COMMANDS, main
+from rare_lightning.evaluation.slices import read_slices
 
 CONF = Path(__file__).parent / "conf"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -73,6 +74,11 @@ def test_a_checkpoint_alone_can_be_tested(copied, capsys):
     assert summary["training"]["seed"] == 0
     assert summary["cases"] == 2
     assert summary["protocol"] == {"label_downsampling": "majority", "nsd_tolerance_mm": 1.0}
+    assert len(summary["median_size"]) == 3
+    for case in split["test"]:
+        pieces, names = read_slices(copied / "test" / "slices.npz", case)
+        assert names == ["background", "Anterior", "Posterior"]
+        assert [piece.level for piece in pieces] == [0, 1]
     for name in ("dice_by_resolution.png", "montage.png"):
         assert imread(copied / "test" / name).std() > 0
 

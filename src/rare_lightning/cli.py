@@ -127,7 +127,7 @@ class RareCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(
                 f"Test report in {self.trainer.default_root_dir}/test: "
-                "cases.csv, summary.json, dice_by_resolution.png, montage.png"
+                "cases.csv, summary.json, slices.npz, dice_by_resolution.png, montage.png"
             )
 
 

@@ -1,4 +1,4 @@
-"""Writes what a test found: cases.csv, summary.json, the table, and the figures."""
+"""Writes what a test found: cases.csv, summary.json, slices.npz, the table, and the figures."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.slices import write_slices
 from rare_lightning.evaluation.tables import (
     describe_summary,
     format_spacing,
@@ -30,7 +31,8 @@ class TestReport(L.Callback):
     """Collects the scores of all processes and writes the report in the first one.
 
     Args:
-        folder: Where ``cases.csv``, ``summary.json``, ``dice_by_resolution.png`` and ``montage.png`` go.
+        folder: Where ``cases.csv``, ``summary.json``, ``slices.npz``, ``dice_by_resolution.png`` and ``montage.png``
+            go.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
@@ -39,10 +41,11 @@ class TestReport(L.Callback):
         self.folder = Path(folder)
         self.rows: list[Row] = []
         self.slices: dict[str, list[Slice]] = {}
+        self.sizes: dict[str, list[int]] = {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget an earlier test."""
-        self.rows, self.slices = [], {}
+        self.rows, self.slices, self.sizes = [], {}, {}
 
     def on_test_batch_end(
         self,
@@ -58,21 +61,24 @@ class TestReport(L.Callback):
         self.rows += [row for result in results for row in result.rows]
         spacing = batch["spacing"][0].tolist()
         self.slices[batch["case"][0]] = [_slice(result, spacing) for result in results]
+        self.sizes[batch["case"][0]] = batch["shape"][0].tolist()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""
-        gathered = gather((self.rows, self.slices))
+        gathered = gather((self.rows, self.slices, self.sizes))
         if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
             return
         # A sampler may give the last cases to two processes to even them out; each counts once.
-        unique = {(r.case, r.level, r.truth, r.class_name): r for rows, _ in gathered for r in rows}
+        unique = {(r.case, r.level, r.truth, r.class_name): r for rows, _, _ in gathered for r in rows}
         rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
-        slices = {case: pieces for _, part in gathered for case, pieces in part.items()}
+        slices = {case: pieces for _, part, _ in gathered for case, pieces in part.items()}
+        sizes = {case: size for _, _, part in gathered for case, size in part.items()}
         summary = {
             "protocol": {
                 "label_downsampling": trainer.datamodule.label_downsampling,  # type: ignore[attr-defined]
                 "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
             },
+            "median_size": np.median(list(sizes.values()), axis=0).astype(int).tolist(),  # in voxels of level 0
             **summarize(rows),
             "test": describe_process(),
             "training": _training_record(trainer),
@@ -80,6 +86,7 @@ class TestReport(L.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_cases(rows, self.folder / "cases.csv")
         write_summary(summary, self.folder / "summary.json")
+        write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
         plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
         plot_montage(_median_and_worst(slices), pl_module.class_names, self.folder / "montage.png")
         console = Console()
