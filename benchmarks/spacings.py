@@ -20,12 +20,11 @@ from matplotlib.figure import Figure
 import rare_lightning
 from common import arguments, save
 from rare_lightning.configuration import read_checkpoint
-from rare_lightning.data.preprocessing import Spacing
+from rare_lightning.data.geometry import Geometry, Spacing
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, mean_defined
 from rare_lightning.inference import Segmenter
-from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.routing import RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.metrics.scores import dice

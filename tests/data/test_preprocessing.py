@@ -3,7 +3,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from rare_lightning.data.preprocessing import Preprocessing, canonical_spacing, median_spacing
+from rare_lightning.data.geometry import read_geometry
+from rare_lightning.data.preprocessing import Preprocessing, median_size, median_spacing
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 
@@ -49,7 +50,7 @@ def test_a_case_on_the_base_grid_is_only_normalised(tmp_path, blob):
 @pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE])
 def test_storage_order_does_not_move_the_anatomy(tmp_path, blob, direction):
     case = write_case(tmp_path, blob, direction, (1, 1.5, 2))
-    subject = Preprocessing(canonical_spacing(str(case.image)))(case)
+    subject = Preprocessing(read_geometry(str(case.image)).canonical_spacing)(case)
     assert "".join(subject.image.orientation) == "RAS"
     truth = sitk.ReadImage(case.label)
     inside = np.argwhere(subject.label.numpy()[0])
@@ -113,8 +114,8 @@ def test_spacing_is_read_from_headers_in_canonical_order(tmp_path, blob):
     expected = Preprocessing((1, 2, 3))(write_case(tmp_path, blob, name="b")).spacing
     assert expected == pytest.approx((1, 2, 3))
     # PERMUTED sends the second axis to x, the third to y and the first to z... as ToCanonical sees it:
-    assert canonical_spacing(str(case.image)) == pytest.approx(
-        Preprocessing(canonical_spacing(str(case.image)))(case).spacing
+    assert read_geometry(str(case.image)).canonical_spacing == pytest.approx(
+        Preprocessing(read_geometry(str(case.image)).canonical_spacing)(case).spacing
     )
 
 
@@ -124,7 +125,12 @@ def test_median_spacing_is_per_axis(tmp_path, blob):
     assert median_spacing(cases) == pytest.approx((1, 3, 2))
 
 
+def test_median_size_is_that_of_the_preprocessed_cases(tmp_path, blob):
+    cases = [write_case(tmp_path, blob, PERMUTED, spacing=(1, 2, 3), name=str(i)) for i in range(3)]
+    assert median_size(cases, (2, 2, 2)) == Preprocessing((2, 2, 2))(cases[0]).spatial_shape
+
+
 def test_a_broken_header_is_named(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"no")
     with pytest.raises(UserError, match=r"a\.nii\.gz: the header cannot be read"):
-        canonical_spacing(str(tmp_path / "a.nii.gz"))
+        read_geometry(str(tmp_path / "a.nii.gz"))

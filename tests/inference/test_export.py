@@ -9,9 +9,9 @@ import torch
 import rare_lightning
 from rare_lightning import RAREUNet
 from rare_lightning.cli import main
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, sidecar_of, write
-from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.scans import Scan
 from rare_lightning.networks import UNet
 

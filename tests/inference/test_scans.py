@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
-from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan, write_array
 
 

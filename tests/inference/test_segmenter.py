@@ -8,8 +8,8 @@ import torch
 import torchio as tio
 
 import rare_lightning
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
-from rare_lightning.inference.geometry import Geometry
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.networks import MultiResolutionNetwork, Prediction

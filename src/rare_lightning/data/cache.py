@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torchio as tio
 
-from rare_lightning.data.preprocessing import Preprocessing, Spacing
+from rare_lightning.data.geometry import Spacing
+from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import Case, Task
 
 FORMAT_VERSION = 1

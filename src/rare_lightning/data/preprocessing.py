@@ -1,5 +1,6 @@
 """Deterministic preprocessing of a case: canonical orientation, base spacing, normalised intensities."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,12 +10,12 @@ import torch
 import torchio as tio
 from torch import Tensor
 
+from rare_lightning.data.geometry import Spacing, read_geometry
 from rare_lightning.data.task import Case
-from rare_lightning.errors import UserError
+from rare_lightning.networks.grids import Size3
 
 Normalize = Literal["zscore", "percentile"]
 Foreground = Literal["nonzero", "otsu", "all"]
-Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -82,30 +83,25 @@ class Preprocessing:
         return torch.ones_like(channel, dtype=torch.bool)
 
 
-def canonical_spacing(path: str) -> Spacing:
-    """Voxel spacing in mm along the canonical axes, from the header alone.
+def median_spacing(cases: Sequence[Case]) -> Spacing:
+    """Median over cases of the spacing in mm, per canonical axis, from their headers.
 
     Raises:
-        UserError: If the header cannot be read.
+        UserError: If a header cannot be read.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{path}: the header cannot be read; check the file, or run: rare data check ROOT") from error
-    spacing = reader.GetSpacing()[:3]
-    rank = reader.GetDimension()
-    direction = np.abs(np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3])
-    ordered = [0.0, 0.0, 0.0]
-    for _ in range(3):  # the axis closest to a world axis first, as nibabel's io_orientation does
-        world, axis = np.unravel_index(np.argmax(direction), (3, 3))
-        ordered[world] = round(float(spacing[axis]), 4)
-        direction[world], direction[:, axis] = -1, -1
-    return ordered[0], ordered[1], ordered[2]
+    # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
+    spacings = [np.round(read_geometry(str(case.image)).canonical_spacing, 4) for case in cases]
+    x, y, z = np.median(spacings, axis=0).tolist()
+    return x, y, z
 
 
-def median_spacing(cases: tuple[Case, ...]) -> Spacing:
-    """Median over cases of the spacing in mm, per canonical axis."""
-    x, y, z = np.median([canonical_spacing(str(case.image)) for case in cases], axis=0).tolist()
+def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
+    """Median over cases of their voxels at the base spacing, per canonical axis, from their headers.
+
+    Raises:
+        UserError: If a header cannot be read.
+    """
+    geometries = [read_geometry(str(case.image)) for case in cases]
+    extents = [np.multiply(geometry.canonical_size, geometry.canonical_spacing) for geometry in geometries]
+    x, y, z = np.round(np.median(extents, axis=0) / spacing).astype(int).tolist()
     return x, y, z

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rare_lightning.data.preprocessing import Spacing
+from rare_lightning.data.geometry import Spacing, canonical_geometry
 from rare_lightning.data.resampling import resample
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
-from rare_lightning.inference.geometry import canonical_geometry
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp, fsum, log
 from typing import Literal
 
-from rare_lightning.data.preprocessing import Spacing
+from rare_lightning.data.geometry import Spacing
 from rare_lightning.networks.grids import Size3
 
 RoutingStrategy = Literal["detail", "mean", "finest"]

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
-from rare_lightning.inference.geometry import Geometry
 
 IMAGE_POSITION = "0020|0032"  # DICOM tag
 SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")

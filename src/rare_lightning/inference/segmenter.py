@@ -15,13 +15,13 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.configuration import read_checkpoint
+from rare_lightning.data.geometry import Geometry, canonical_geometry
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import level_affine, pad_to_size
 from rare_lightning.data.resampling import resample, resample_in_slabs
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
-from rare_lightning.inference.geometry import Geometry, canonical_geometry
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan, refuse_non_finite

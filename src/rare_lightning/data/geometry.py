@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from rare_lightning.data.preprocessing import Spacing
+from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3
 
+Spacing = tuple[float, float, float]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -88,6 +89,21 @@ class Geometry:
         """Canonical axis, and 1 or -1, of each of the file's axes."""
         orientation: np.ndarray = nib.orientations.io_orientation(self.affine)
         return orientation
+
+
+def read_geometry(path: str) -> Geometry:
+    """Geometry of a file, from its header alone.
+
+    Raises:
+        UserError: If the header cannot be read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(f"{path}: the header cannot be read; check the file, or run: rare data check ROOT") from error
+    return Geometry.of(reader)
 
 
 def canonical_geometry(affine: np.ndarray, size: Size3) -> Geometry:

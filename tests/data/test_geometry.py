@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rare_lightning.inference.geometry import Geometry, canonical_geometry
+from rare_lightning.data.geometry import Geometry, canonical_geometry
 
 OBLIQUE = nib.eulerangles.euler2mat(0.2, -0.3, 0.1)
 ORIENTATIONS = [np.eye(3)[:, order] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]

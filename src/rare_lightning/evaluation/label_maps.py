@@ -1,0 +1,84 @@
+"""Scores of label maps in files, whichever tool wrote them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from rare_lightning.data.geometry import Geometry
+from rare_lightning.errors import UserError
+from rare_lightning.evaluation.protocol import Row
+from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
+from rare_lightning.metrics import score_class
+
+
+def score_label_maps(
+    predictions: Path, labels: Path, level: int, class_names: Sequence[str], tolerance_mm: float
+) -> list[Row]:
+    """Score every label map of a folder against the label of the same name, as the ``fine`` truth.
+
+    A prediction on another grid is brought to the label's by the nearest voxel in physical space; beyond its edge is
+    background.
+
+    Args:
+        predictions: Folder of label maps, of any size, spacing and orientation.
+        labels: Folder of labels; those without a prediction are not scored.
+        level: Level of the scans that were segmented; their spacing is taken from the predictions.
+        class_names: Background first.
+        tolerance_mm: Of NSD, in mm.
+
+    Raises:
+        UserError: If a prediction has no label, lies elsewhere, or either holds something else than classes.
+    """
+    truths = {scan.name: scan for scan in find_scans([str(labels)])}
+    found = {scan.name: scan for scan in find_scans([str(predictions)])}
+    # What rare predict --probabilities writes beside its label maps.
+    wanted = {n: scan for n, scan in found.items() if n.removesuffix("_probabilities") not in found.keys() - {n}}
+    if unknown := sorted(wanted.keys() - truths.keys()):
+        raise UserError(
+            f"{predictions}: {len(unknown)} of {len(wanted)} label maps have no label of the same name in {labels}, "
+            f"such as {unknown[0]}"
+        )
+    rows = []
+    for name, scan in wanted.items():
+        prediction, grid = _read_classes(scan, len(class_names))
+        truth, true_grid = _read_classes(truths[name], len(class_names))
+        brought = _to_grid(prediction, grid, true_grid)
+        if brought is None:
+            raise UserError(f"{scan.paths[0]}: lies outside of {truths[name].paths[0]}; check origin and direction")
+        for value, class_name in enumerate(class_names[1:], start=1):
+            masks = torch.from_numpy(brought == value), torch.from_numpy(truth == value)
+            scores = score_class(*masks, true_grid.spacing, tolerance_mm)
+            rows.append(Row(name, level, grid.canonical_spacing, "fine", class_name, scores))
+    return rows
+
+
+def _read_classes(scan: ScanFiles, classes: int) -> tuple[np.ndarray, Geometry]:
+    """``(D, H, W)`` uint8 along the file's axes."""
+    read = read_scan(scan)
+    [path, *others] = scan.paths
+    if others or len(read.array) != 1:
+        raise UserError(f"{path}: has {len(read.array)} channels; a label map has one")
+    values = np.unique(read.array)
+    if not np.isin(values, np.arange(classes)).all():
+        raise UserError(
+            f"{path}: holds {', '.join(f'{value:g}' for value in values[:5])}, ...; a label map of these {classes} "
+            f"classes holds 0 to {classes - 1}"
+        )
+    return read.array[0].astype(np.uint8), read.geometry
+
+
+def _to_grid(label_map: np.ndarray, grid: Geometry, target: Geometry) -> np.ndarray | None:
+    """Nearest voxel in physical space; None if the two do not meet."""
+    if grid == target:
+        return label_map
+    outside = 255  # no class: a label map has fewer
+    reference = sitk.Image(list(target.size), sitk.sitkUInt8)
+    reference.SetSpacing(target.spacing)
+    reference.SetOrigin(target.origin)
+    reference.SetDirection(target.direction)
+    image = sitk.Resample(grid.stamp(label_map), reference, sitk.Transform(), sitk.sitkNearestNeighbor, outside)
+    brought = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return None if (brought == outside).all() else np.where(brought == outside, 0, brought)
