@@ -50,7 +50,14 @@ def test_majority_takes_the_most_frequent_class():
     assert down.sum() == 3
 
 
-@pytest.mark.parametrize("method", ["majority", "nearest"])
+def test_corner_labels_are_shifted_against_their_image():
+    # A label that holds its own index: nearest takes the block's centre, corner the first voxel.
+    ramp = torch.arange(16, dtype=torch.uint8).view(1, 16, 1, 1).expand(1, 16, 4, 4)
+    assert downsample_label(ramp, (4, 4, 4), "nearest").flatten().tolist() == [2, 6, 10, 14]
+    assert downsample_label(ramp, (4, 4, 4), "corner").flatten().tolist() == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize("method", ["majority", "nearest", "corner"])
 def test_labels_made_of_blocks_come_down_exactly(method):
     coarse = torch.randint(0, 4, (1, 3, 5, 2), dtype=torch.uint8)
     fine = coarse.repeat_interleave(4, 1).repeat_interleave(2, 2)

@@ -36,7 +36,8 @@ class DecathlonDataModule(L.LightningDataModule):
         spacing: Base spacing in mm along (right, anterior, superior); the median of the training cases if None.
         normalize: ``zscore`` or ``percentile``, per case and channel.
         foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
-        label_downsampling: ``majority`` or ``nearest``.
+        label_downsampling: ``majority``, ``nearest``, or ``corner``, the published code's shifted labels, to show their
+            effect.
         augmentation: TorchIO transforms, applied in order to training patches.
         random_spacing: Lets training images have spacings between the levels and coarse axes, see its class.
         patch_size: Training patch in base voxels; None for whole volumes, padded to the largest of their batch.
