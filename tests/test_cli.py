@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -130,8 +132,10 @@ def test_the_same_seed_gives_the_same_weights(run, phantom, tmp_path):
         [CONF / "patches.yaml"],
         [CONFIGS / "network" / "rare_unet_paper.yaml"],
         [CONFIGS / "network" / "unet.yaml", CONFIGS / "trainer" / "cpu.yaml"],
+        [CONFIGS / "network" / "unet_multi_resolution.yaml"],
+        [CONFIGS / "network" / "nnunet.yaml"],
     ],
-    ids=["patches", "paper", "unet"],
+    ids=["patches", "paper", "unet", "unet_multi_resolution", "nnunet"],
 )
 def test_overlays_train_and_test(phantom, tmp_path, overlays):
     words = [word for path in overlays for word in ("--config", str(path))]
@@ -142,6 +146,23 @@ def test_overlays_train_and_test(phantom, tmp_path, overlays):
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"].get("window_size") == config["data"]["patch_size"]
+
+
+def test_nnunet_is_planned_from_the_data(phantom, tmp_path):
+    words = ["--config", str(CONFIGS / "network" / "nnunet.yaml"), "--model.network.init_args.features", "2"]
+    assert fit(phantom, tmp_path / "run", *words, "--trainer.limit_train_batches", "1") == 0
+    planned = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["network"]["init_args"]
+    assert planned["spacing"] == pytest.approx([1, 1, 1])
+    labels = [nib.as_closest_canonical(nib.load(path)) for path in (phantom / "labelsTr").glob("*.nii.gz")]
+    extents = [np.multiply(label.shape, label.header.get_zooms()) for label in labels]
+    assert planned["patch_size"] == np.round(np.median(extents, axis=0)).tolist()
+
+
+def test_missing_architectures_are_answered_with_what_to_install(phantom, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures.unet", None)
+    words = ["--config", str(CONFIGS / "network" / "nnunet.yaml")]
+    assert fit(phantom, tmp_path / "run", *words) == 1
+    assert "pip install --no-deps dynamic-network-architectures" in last_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["demo", "hippocampus", "brats"])

@@ -2,7 +2,7 @@ import lightning as L
 import pytest
 import torch
 
-from rare_lightning import DecathlonDataModule, MultiResolutionLoss, RAREUNet, SegmentationModule, UNet
+from rare_lightning import DecathlonDataModule, MultiResolutionLoss, NNUNet, RAREUNet, SegmentationModule, UNet
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.networks import Prediction
@@ -31,8 +31,13 @@ def data(phantom):
 
 @pytest.mark.parametrize(
     "make_network",
-    [network, lambda: network(head="plain"), lambda: UNet(1, 3, 2, depth=2, levels=1)],
-    ids=["sub_voxel", "plain", "unet"],
+    [
+        network,
+        lambda: network(head="plain"),
+        lambda: UNet(1, 3, 2, depth=2, levels=1),
+        lambda: NNUNet(1, 3, [1.0, 1.0, 1.0], [24, 28, 24], features=2, depth=2, levels=1),
+    ],
+    ids=["sub_voxel", "plain", "unet", "nnunet"],
 )
 def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, data, tmp_path):
     torch.manual_seed(0)
@@ -47,6 +52,32 @@ def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, d
     assert loaded.train_levels == [0]
     for one, other in zip(loaded.state_dict().values(), module.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_every_step_draws_its_levels(data, tmp_path):
+    seen = []
+
+    class Watched(UNet):
+        def forward(self, images):
+            if self.training:
+                seen.append(tuple(images))
+            return super().forward(images)
+
+    module = SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, levels_per_step=1)
+    trainer(tmp_path, max_epochs=8, limit_val_batches=0).fit(module, data)
+    assert set(seen) == {(0,), (1,)}
+    # Drawn from the number of the step alone, so that all processes agree.
+    again, seen[:] = list(seen), []
+    trainer(tmp_path, max_epochs=8, limit_val_batches=0).fit(
+        SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, levels_per_step=1), data
+    )
+    assert seen == again
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_step_has_one_level_or_more(number):
+    with pytest.raises(ValueError, match=r"levels_per_step \(\d\) must be 1 to 2"):
+        SegmentationModule(network(), NAMES, levels_per_step=number)
 
 
 def test_levels_left_out_of_training_do_not_learn(data, tmp_path):

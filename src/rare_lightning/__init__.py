@@ -4,7 +4,7 @@ from rare_lightning.callbacks import TestReport, TrainingRecord
 from rare_lightning.data import DecathlonDataModule, make_phantom
 from rare_lightning.inference import Segmenter, load
 from rare_lightning.module import SegmentationModule
-from rare_lightning.networks import RAREUNet, UNet
+from rare_lightning.networks import NNUNet, RAREUNet, UNet
 from rare_lightning.objectives import MultiResolutionLoss
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DecathlonDataModule",
     "MultiResolutionLoss",
+    "NNUNet",
     "RAREUNet",
     "SegmentationModule",
     "Segmenter",

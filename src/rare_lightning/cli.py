@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -19,6 +19,7 @@ from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
@@ -94,6 +95,7 @@ class RareCLI(LightningCLI):
             refuse_folder_in_use(folder, checkpoint)
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
+        _plan_network(config)
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -138,6 +140,7 @@ COMMANDS = {
     "predict": "Segment scans: rare predict --ckpt_path CHECKPOINT --input SCAN_OR_FOLDER ... --output FOLDER",
     "export": "Write a network for another engine: rare export --ckpt_path CHECKPOINT --format onnx --output FOLDER",
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
+    "evaluate": "Score label maps of any tool: rare evaluate --predictions FOLDER --labels FOLDER --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
 }
@@ -247,6 +250,16 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _plan_network(config: Namespace) -> None:
+    """Tell a network whose shape follows from the data, as nnU-Net's does, the spacing and size of its input."""
+    arguments = config.model.network.init_args
+    if "patch_size" not in arguments or arguments.patch_size is not None:
+        return
+    cases = read_task(config.data.root).cases
+    arguments.spacing = list(config.data.spacing or median_spacing(cases))
+    arguments.patch_size = list(config.data.patch_size or median_size(cases, tuple(arguments.spacing)))
 
 
 def _count_channels(root: str) -> int:

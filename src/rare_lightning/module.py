@@ -59,6 +59,8 @@ class SegmentationModule(L.LightningModule):
         scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate),
             ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
         train_levels: Levels that take part in training; all of the network's if None.
+        levels_per_step: How many of them, drawn anew for each step; all if None. 1 with a fixed-resolution network is
+            multi-resolution augmentation: a scan is brought down to one level and up again.
         nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
@@ -67,7 +69,8 @@ class SegmentationModule(L.LightningModule):
             precision.
 
     Raises:
-        ValueError: If train_levels names levels that the network does not know.
+        ValueError: If train_levels names levels that the network does not know, or levels_per_step is not 1 to their
+            number.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class SegmentationModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: Scheduler = "one_cycle",
         train_levels: list[int] | None = None,
+        levels_per_step: int | None = None,
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
         channels_last: bool = False,
@@ -99,6 +103,9 @@ class SegmentationModule(L.LightningModule):
         self.train_levels = list(self.levels) if train_levels is None else sorted(train_levels)
         if not set(self.train_levels) <= set(self.levels) or not self.train_levels:
             raise ValueError(f"train_levels {self.train_levels} must be some of the network's {list(self.levels)}")
+        self.levels_per_step = len(self.train_levels) if levels_per_step is None else levels_per_step
+        if not 1 <= self.levels_per_step <= len(self.train_levels):
+            raise ValueError(f"levels_per_step ({levels_per_step}) must be 1 to {len(self.train_levels)} train_levels")
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.window_size = window_size
         self.train_dice = self._configure_dice()
@@ -127,7 +134,7 @@ class SegmentationModule(L.LightningModule):
         Raises:
             UserError: If the loss is not finite.
         """
-        prediction = self({level: batch["image"][level] for level in self.train_levels})
+        prediction = self({level: batch["image"][level] for level in self._levels_of_step()})
         parts = self._compare(prediction, batch)
         size = len(batch["case"])
         loss = parts.pop("loss")
@@ -186,6 +193,11 @@ class SegmentationModule(L.LightningModule):
             for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
                 state.pop(length, None)
 
+    def _levels_of_step(self) -> list[int]:
+        """The same in every process, and in a run that was interrupted: drawn from the number of the step alone."""
+        draw = torch.randperm(len(self.train_levels), generator=torch.Generator().manual_seed(self.global_step))
+        return sorted(self.train_levels[index] for index in draw[: self.levels_per_step])
+
     def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         targets = self._targets(batch["label"], list(prediction.logits))
         parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
@@ -222,6 +234,8 @@ class SegmentationModule(L.LightningModule):
         means = []
         for level in levels:
             metric: Any = metrics[str(level)]
+            if not metric.update_called:  # no step of the epoch drew this level
+                continue
             by_class = metric.compute()
             metric.reset()
             for name, dice in zip(self.class_names[1:], by_class, strict=True):

@@ -44,7 +44,9 @@ def test_stages_above_the_entry_are_not_touched():
 def test_full_resolution_path_is_the_unet():
     rare, unet = RAREUNet(2, 3, 4).eval(), UNet(2, 3, 4).eval()
     rare_state = rare.state_dict()
-    renamed = {key: rare_state[key.replace("heads.0.", "heads.0.conv.")] for key in unet.state_dict()}
+    renamed = {
+        key: rare_state[key.removeprefix("network.").replace("heads.0.", "heads.0.conv.")] for key in unet.state_dict()
+    }
     unet.load_state_dict(renamed)
     images = {0: pyramid(rare)[0]}
     torch.testing.assert_close(unet(images).logits[0], rare(images).logits[0])

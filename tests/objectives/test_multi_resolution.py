@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rare_lightning.networks import Prediction, RAREUNet
+from rare_lightning.networks import DeepLogits, Prediction, RAREUNet
 from rare_lightning.objectives import DiceCrossEntropy, MultiResolutionLoss
 from rare_lightning.objectives.segmentation import soft_dice_loss
 
@@ -81,3 +81,14 @@ def test_loss_mixes_cross_entropy_and_dice():
     parts = DiceCrossEntropy(0.25)(logits, target)
     torch.testing.assert_close(parts["cross_entropy"], F.cross_entropy(logits, target))
     torch.testing.assert_close(parts["loss"], 0.25 * parts["cross_entropy"] + 0.75 * parts["dice"])
+
+
+def test_deep_supervision_halves_the_weight_per_stage():
+    target = torch.randint(0, 3, (1, 5, 4, 4))  # an odd axis: its last block is cut short
+    stages = [DeepLogits((s, s, s), torch.randn(1, 3, -(-5 // s), 4 // s, 4 // s)) for s in (1, 2, 4)]
+    loss = MultiResolutionLoss()
+    parts = loss(Prediction({0: stages[0].logits}, {}, {}, {0: stages[1:]}), {0: target})
+    brought = [target, target[:, [1, 3, 4]][:, :, 1::2, 1::2], target[:, [2, 4]][:, :, 2::4, 2::4]]
+    singles = [loss.segmentation(stage.logits, part)["loss"] for stage, part in zip(stages, brought, strict=True)]
+    torch.testing.assert_close(parts["loss"], (4 * singles[0] + 2 * singles[1] + singles[2]) / 7)
+    torch.testing.assert_close(parts["level_0/loss"], singles[0])

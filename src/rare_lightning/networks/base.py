@@ -1,12 +1,25 @@
 """What every network here takes, returns and says of itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from rare_lightning.networks.grids import Pyramid, Size3
+from rare_lightning.networks.grids import Pyramid, Size3, interpolate, level_stride, stage_strides
 from rare_lightning.networks.heads import Grid
+
+
+class DeepLogits(NamedTuple):
+    """Logits of a decoder stage below the answer, for deep supervision.
+
+    Attributes:
+        stride: Voxel size in voxels of the answer's grid, per axis.
+        logits: ``(B, C, D, H, W)``, sizes those of the answer over the stride, rounded up.
+    """
+
+    stride: Size3
+    logits: Tensor
 
 
 class Prediction(NamedTuple):
@@ -16,11 +29,13 @@ class Prediction(NamedTuple):
         logits: Level -> ``(B, C, D, H, W)``, on the base or the level grid as the network's ``answer_grid`` says.
         gateway: Level >= 1 -> features ``(B, F_l, D_l, H_l, W_l)`` of its gateway.
         encoder: The same levels -> features of level 0 at that stage; empty where level 0 did not take part.
+        deep: Level -> logits of its decoder stages, finest first, if the network has them supervised.
     """
 
     logits: Pyramid
     gateway: Pyramid
     encoder: Pyramid
+    deep: dict[int, list[DeepLogits]] = {}  # noqa: RUF012  # a named tuple's default, never written to
 
 
 class MultiResolutionNetwork(nn.Module, ABC):
@@ -43,3 +58,44 @@ class MultiResolutionNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Pyramid) -> Prediction:
         """Level -> ``(B, in_channels, D_l, H_l, W_l)``, any subset of the levels, to logits by level."""
+
+
+class FixedResolutionNetwork(MultiResolutionNetwork):
+    """A network for the base grid, which joins the multi-resolution protocol as a clinic would use it.
+
+    An image of level l >= 1 is interpolated to the base grid and segmented there.
+
+    Args:
+        levels: Highest level of images that are brought up to the base grid.
+        depth: Down-samplings that the levels are defined by; the network's own may differ.
+        strides: Per-axis stride of each of them.
+    """
+
+    answer_grid: Grid = "base"
+
+    def __init__(self, levels: int, depth: int, strides: int | Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.levels = tuple(range(levels + 1))
+        self._level_strides = stage_strides(depth, strides)
+
+    def level_stride(self, level: int) -> Size3:
+        """Voxel size of a level in base voxels, per axis."""
+        return level_stride(self._level_strides, level)
+
+    @abstractmethod
+    def segment(self, image: Tensor) -> tuple[Tensor, list[DeepLogits]]:
+        """``(B, in_channels, D, H, W)`` on the base grid to logits ``(B, C, D, H, W)``, and those of deeper stages."""
+
+    def forward(self, images: Pyramid) -> Prediction:
+        """Segment each level on the base grid: ``(B, in_channels, D_l, H_l, W_l) -> (B, C, D_0, H_0, W_0)``.
+
+        Raises:
+            ValueError: If a level is unknown.
+        """
+        if not set(images) <= set(self.levels):
+            raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+        logits: Pyramid = {}
+        deep: dict[int, list[DeepLogits]] = {}
+        for level, image in sorted(images.items()):
+            logits[level], deep[level] = self.segment(interpolate(image, self.level_stride(level)))
+        return Prediction(logits, {}, {}, deep)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rare_lightning.networks import Prediction, Pyramid
+from rare_lightning.networks import DeepLogits, Prediction, Pyramid
+from rare_lightning.networks.grids import Size3
 from rare_lightning.objectives.segmentation import DiceCrossEntropy
 
 
@@ -14,6 +15,9 @@ class MultiResolutionLoss(nn.Module):
     """Weighted segmentation loss of every level, plus feature consistency (https://arxiv.org/abs/2507.15524).
 
     ``sum_l w_l * (alpha * CE_l + (1 - alpha) * Dice_l) + lambda * mean_l MSE(gateway_l, stop_gradient(encoder_l))``
+
+    Where a network has deeper decoder stages supervised, a level's loss is the mean over its stages with nnU-Net's
+    weights 1, 1/2, 1/4, ..., the label brought to each by the nearest voxel.
 
     Args:
         alpha: Share of cross-entropy in each level's loss.
@@ -59,7 +63,7 @@ class MultiResolutionLoss(nn.Module):
             epoch: For the warm-up.
 
         Returns:
-            Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice}``, and where there is a teacher
+            Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice}`` of the answers, and where there is a teacher
             ``level_{l}/consistency`` and ``consistency``.
 
         Raises:
@@ -76,7 +80,8 @@ class MultiResolutionLoss(nn.Module):
         for level, weight in zip(levels, weights, strict=True):
             scores = self.segmentation(prediction.logits[level], targets[level])
             parts |= {f"level_{level}/{name}": value for name, value in scores.items()}
-            total = total + weight / max(sum(weights), 1e-12) * scores["loss"]
+            loss = self._with_deep_supervision(scores["loss"], prediction.deep.get(level, []), targets[level])
+            total = total + weight / max(sum(weights), 1e-12) * loss
         if prediction.encoder:
             # Both in float32: squares of half-precision features overflow.
             distances = {
@@ -87,3 +92,19 @@ class MultiResolutionLoss(nn.Module):
             parts["consistency"] = torch.stack(list(distances.values())).mean()
             total = total + self.consistency_weight_at(epoch) * parts["consistency"]
         return {"loss": total, **parts}
+
+    def _with_deep_supervision(self, loss: Tensor, deep: Sequence[DeepLogits], target: Tensor) -> Tensor:
+        share, shares = 1.0, 1.0
+        for stride, logits in deep:
+            share /= 2
+            shares += share
+            loss = loss + share * self.segmentation(logits, _at_block_centres(target, stride, logits.shape[2:]))["loss"]
+        return loss / shares
+
+
+def _at_block_centres(target: Tensor, stride: Size3, size: Sequence[int]) -> Tensor:
+    """``(B, D, H, W)`` by nearest voxel; the last block may be cut short."""
+    for axis, (step, n) in enumerate(zip(stride, size, strict=True), start=1):
+        centres = torch.arange(n, device=target.device) * step + step // 2
+        target = target.index_select(axis, centres.clamp_max(target.shape[axis] - 1))
+    return target
