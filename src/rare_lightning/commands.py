@@ -1,4 +1,4 @@
-"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing."""
+"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing, scoring."""
 
 import argparse
 import tempfile
@@ -10,17 +10,22 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.data import make_phantom
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.figures import plot_dice_by_resolution
+from rare_lightning.evaluation.label_maps import score_label_maps
+from rare_lightning.evaluation.tables import summarize, terminal_table, write_cases, write_summary
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
 from rare_lightning.inference.export import EngineNetwork, Format, export_network
 from rare_lightning.inference.scans import read_scan
+from rare_lightning.provenance import describe_process
 
 
 def check_data(root: str) -> None:
@@ -196,6 +201,60 @@ def benchmark(
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
 
 
+def evaluate(
+    predictions: list[str],
+    labels: str,
+    output: str,
+    levels: list[int] | None = None,
+    classes: list[str] | None = None,
+    nsd_tolerance_mm: float = 1.0,
+) -> None:
+    """Score label maps of any tool, on the grids of their labels, with the scores and files of rare test.
+
+    Args:
+        predictions: Folders of label maps, named as the labels are; one folder for each level of scans.
+        labels: Folder of full-resolution labels, or a Decathlon task.
+        output: Folder for cases.csv, summary.json and dice_by_resolution.png.
+        levels: Level of the scans of each folder; 0, 1, ... by default.
+        classes: Names of the values 1, 2, ...; those of the task's dataset.json by default.
+        nsd_tolerance_mm: Surface distance that NSD forgives, in mm.
+
+    Raises:
+        UserError: If a label map has no label, or is not one of these classes.
+    """
+    levels = list(range(len(predictions))) if levels is None else levels
+    if len(levels) != len(set(levels)) or len(levels) != len(predictions) or min(levels) < 0:
+        raise UserError(f"--levels {levels} must be one level for each of {len(predictions)} folders of predictions")
+    label_folder = Path(labels).expanduser()
+    task = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
+    if task == label_folder:
+        label_folder /= "labelsTr"
+    if classes is None and task is None:
+        raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
+    names = ["background", *classes] if classes is not None else read_task(task or labels).classes
+    rows = [
+        row
+        for level, predicted in zip(levels, predictions, strict=True)
+        for row in score_label_maps(Path(predicted).expanduser(), label_folder, level, names, nsd_tolerance_mm)
+    ]
+    summary = {
+        "protocol": {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm},
+        **summarize(rows),
+        "test": describe_process(),
+        "training": None,
+    }
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_cases(rows, folder / "cases.csv")
+        write_summary(summary, folder / "summary.json")
+        plot_dice_by_resolution(summary, folder / "dice_by_resolution.png")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+    Console().print(terminal_table(summary, "fine"))
+    print(f"Report in {folder}: cases.csv, summary.json, dice_by_resolution.png")
+
+
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
     """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
@@ -209,18 +268,27 @@ def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, sca
 def parser_of(name: str, purpose: str) -> ArgumentParser:
     """Parser of a command's words."""
     parser = ArgumentParser(prog=f"rare {name}", description=purpose, exit_on_error=False)
-    if name != "predict":
-        parser.add_function_arguments(COMMANDS[name], as_positional=name in ("data check", "phantom"))
-        return parser
     # jsonargparse would want lists in brackets.
-    parser.add_argument("--ckpt_path", nargs="+", required=True, help="checkpoint of rare fit; several are averaged")
-    parser.add_argument("--input", nargs="+", required=True, help="files, folders, patterns or CSV lists of scans")
-    parser.add_function_arguments(predict, as_positional=False, skip={"ckpt_path", "input"})
+    lists = LISTS.get(name, {})
+    for word, purpose_of_word in lists.items():
+        parser.add_argument(f"--{word}", nargs="+", required=True, help=purpose_of_word)
+    positional = name in ("data check", "phantom")
+    parser.add_function_arguments(COMMANDS[name], as_positional=positional, skip=set(lists))
+    if name != "predict":
+        return parser
     for flag in ("mirror", "preview", "probabilities", "resume"):
         action = next(action for action in parser._actions if action.dest == flag)
         action.nargs, action.const = argparse.OPTIONAL, True
     return parser
 
+
+LISTS = {
+    "predict": {
+        "ckpt_path": "checkpoint of rare fit; several are averaged",
+        "input": "files, folders, patterns or CSV lists of scans",
+    },
+    "evaluate": {"predictions": "folders of label maps, one for each level of scans"},
+}
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "data check": check_data,
@@ -228,4 +296,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "export": export,
     "benchmark": benchmark,
+    "evaluate": evaluate,
 }

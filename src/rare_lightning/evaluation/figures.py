@@ -42,7 +42,8 @@ class Slice:
 def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
     """Mean Dice over levels, per class and truth."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, truth in zip(figure.subplots(1, 2, sharey=True), TRUTHS, strict=True):
+    truths = [truth for truth in TRUTHS if truth in summary]
+    for axes, truth in zip(figure.subplots(1, len(truths), sharey=True, squeeze=False)[0], truths, strict=True):
         levels = summary[truth]["levels"]
         spacings = [entry["spacing_mm"] for entry in levels.values()]
         names = list(next(iter(levels.values()))["classes"])

@@ -63,10 +63,10 @@ def read_cases(path: Path) -> list[Row]:
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Mean over cases, then over classes, then over levels, for each truth.
 
-    Undefined scores are left out of a mean and counted beside it.
+    Undefined scores are left out of a mean and counted beside it. A truth without rows is left out.
     """
     summary: dict[str, Any] = {"cases": len({row.case for row in rows})}
-    for truth in TRUTHS:
+    for truth in sorted({row.truth for row in rows}, key=TRUTHS.index):
         grouped: dict[int, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.truth == truth:

@@ -1,0 +1,128 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rare_lightning.cli import main
+
+OBLIQUE = np.linalg.qr(np.array([[0.9, -0.3, 0.2], [0.4, 1.1, -0.1], [-0.1, 0.2, 2.9]]))[0]
+
+
+def image(array, spacing=(1.0, 1.0, 2.0), origin=(5.0, -3.0, 8.0), direction=OBLIQUE):
+    made = sitk.GetImageFromArray(array)
+    made.SetSpacing(spacing)
+    made.SetOrigin(origin)
+    made.SetDirection(direction.flatten().tolist())
+    return made
+
+
+@pytest.fixture
+def truth():
+    array = np.zeros((8, 12, 16), dtype=np.uint8)
+    array[2:6, 2:8, 4:12] = 1
+    array[2:6, 8:10, 4:12] = 2
+    return image(array)
+
+
+@pytest.fixture
+def folders(tmp_path, truth):
+    for name in ("labels", "predictions"):
+        (tmp_path / name).mkdir()
+        for case in ("a", "b"):
+            sitk.WriteImage(truth, str(tmp_path / name / f"{case}.nii.gz"))
+    return tmp_path
+
+
+def evaluate(folder, *words, predictions=("predictions",)):
+    paths = [str(folder / name) for name in predictions]
+    words = words or ("--classes", "[left, right]")
+    words = ["--labels", str(folder / "labels"), "--output", str(folder / "out"), *words]
+    return main(["evaluate", "--predictions", *paths, *words])
+
+
+def scores(folder):
+    with open(folder / "out" / "cases.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_label_agrees_with_itself(folders):
+    assert evaluate(folders) == 0
+    rows = scores(folders)
+    assert {(row["case"], row["class"]) for row in rows} == {(c, k) for c in "ab" for k in ("left", "right")}
+    assert all(float(row["dice"]) == 1 and float(row["hd95_mm"]) == 0 for row in rows)
+    summary = json.loads((folders / "out" / "summary.json").read_text())
+    assert summary["fine"]["mean"]["dice"] == 1
+    assert "level" not in summary
+
+
+@pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flips", [(True, False, True), (False, True, False)])
+def test_the_order_of_axes_makes_no_difference(folders, truth, axes, flips):
+    turned = sitk.Flip(sitk.PermuteAxes(truth, axes), flips)
+    sitk.WriteImage(turned, str(folders / "predictions" / "a.nii.gz"))
+    assert evaluate(folders) == 0
+    assert all(float(row["dice"]) == 1 for row in scores(folders))
+
+
+def test_a_finer_prediction_is_read_at_the_voxels_of_the_label(folders, truth):
+    # Each voxel in three: the label's centre is the centre of the middle one.
+    fine = sitk.GetArrayFromImage(truth).repeat(3, 0).repeat(3, 1).repeat(3, 2)
+    spacing = np.divide(truth.GetSpacing(), 3)
+    origin = np.array(truth.GetOrigin()) - OBLIQUE @ spacing
+    sitk.WriteImage(image(fine, spacing.tolist(), origin.tolist()), str(folders / "predictions" / "b.nrrd"))
+    (folders / "predictions" / "b.nii.gz").unlink()
+    assert evaluate(folders) == 0
+    assert all(float(row["dice"]) == 1 for row in scores(folders))
+
+
+def test_beyond_the_prediction_is_background(folders, truth):
+    sitk.WriteImage(truth[:8], str(folders / "predictions" / "a.nii.gz"))  # the first half of the first axis
+    assert evaluate(folders) == 0
+    assert [float(row["dice"]) for row in scores(folders) if row["case"] == "a"] == pytest.approx([2 / 3] * 2, abs=1e-6)
+
+
+def test_folders_are_levels(folders):
+    (folders / "labels" / "unseen.nii.gz").write_bytes(b"never read")
+    assert (
+        evaluate(
+            folders,
+            "--classes",
+            "[left, right]",
+            predictions=("predictions", "labels"),
+        )
+        == 1
+    )
+    (folders / "labels" / "unseen.nii.gz").unlink()
+    assert evaluate(folders, predictions=("predictions", "labels")) == 0
+    assert {row["level"] for row in scores(folders)} == {"0", "1"}
+    assert evaluate(folders, "--classes", "[left, right]", "--levels", "[2]") == 0
+    assert {row["level"] for row in scores(folders)} == {"2"}
+
+
+def test_a_task_names_the_classes(phantom, tmp_path):
+    words = ["--predictions", str(phantom / "labelsTr"), "--labels", str(phantom), "--output", str(tmp_path / "out")]
+    assert main(["evaluate", *words]) == 0
+    assert {row["class"] for row in scores(tmp_path)} == {"Anterior", "Posterior"}
+    assert all(row["dice"] in ("", "1.000000") for row in scores(tmp_path))
+
+
+def test_bad_predictions_are_one_line_and_nothing_is_written(folders, truth, capsys):
+    target = folders / "predictions" / "a.nii.gz"
+
+    def refused(*words):
+        assert evaluate(folders, *words) == 1
+        assert not (folders / "out").exists()
+        return capsys.readouterr().err
+
+    assert "give --classes" in refused("--nsd_tolerance_mm", "2")
+    assert "must be one level" in refused("--classes", "[x]", "--levels", "[0, 1]")
+    sitk.WriteImage(truth * 7, str(target))
+    assert "holds 0 to 2" in refused()
+    sitk.WriteImage(sitk.Compose(truth, truth), str(target))
+    assert "has 2 channels" in refused()
+    sitk.WriteImage(image(sitk.GetArrayFromImage(truth), origin=(900.0, 0.0, 0.0)), str(target))
+    assert "lies outside" in refused()
+    target.rename(folders / "predictions" / "c.nii.gz")
+    assert "1 of 2 label maps have no label" in refused()
