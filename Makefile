@@ -2,8 +2,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO ?= runs/demo
+MINUTES ?= 30
+CONFIG ?= configs/hippocampus.yaml
+COMPARISON ?= runs/comparison
 
-.PHONY: setup demo test test-slow lint types format check notebooks clean
+.PHONY: setup demo comparison test test-slow lint types format check notebooks clean
 
 setup: .venv/.installed  ## virtual environment with the locked dependencies
 
@@ -18,6 +21,9 @@ demo: setup  ## the whole method on phantoms: data, training, table, pictures
 	$(BIN)/rare phantom data/phantom --cases 40
 	$(BIN)/rare fit --config configs/demo.yaml --data.root data/phantom --run_dir $(DEMO)
 	$(BIN)/rare test --ckpt_path $(DEMO)/checkpoints/best.ckpt
+
+comparison: setup  ## train and compare all methods for MINUTES each: make comparison ROOT=Task04_Hippocampus MINUTES=30
+	$(BIN)/python benchmarks/comparison.py --root $(ROOT) --config $(CONFIG) --minutes $(MINUTES) --output $(COMPARISON)
 
 test: setup  ## the fast tests, with line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
