@@ -138,6 +138,7 @@ COMMANDS = {
     "predict": "Segment scans: rare predict --ckpt_path CHECKPOINT --input SCAN_OR_FOLDER ... --output FOLDER",
     "export": "Write a network for another engine: rare export --ckpt_path CHECKPOINT --format onnx --output FOLDER",
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
+    "compare": "Lay tests beside each other, with intervals and paired tests: rare compare RUN... --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
 }
