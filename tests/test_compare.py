@@ -141,7 +141,9 @@ def test_tables_of_other_programs_are_compared_on_what_they_hold(runs, tmp_path)
     code, record = compare(tmp_path / "out", runs[0], bare, f"nnU-Net={bare / 'table.csv'}")
     assert code == 0
     assert list(record["methods"]) == ["good", "bare", "nnU-Net"]
-    assert "How bare, nnU-Net was scored is not recorded" in (tmp_path / "out" / "comparison.md").read_text()
+    assert (
+        "beside the `cases.csv` of bare, nnU-Net names a protocol" in (tmp_path / "out" / "comparison.md").read_text()
+    )
 
 
 def test_what_either_leaves_undefined_counts_for_neither(tmp_path):

@@ -18,7 +18,8 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.comparison import Comparison
-from rare_lightning.evaluation.comparison_report import Cost, comparison_table, write_comparison
+from rare_lightning.evaluation.comparison_page import Cost, comparison_table
+from rare_lightning.evaluation.comparison_report import write_comparison
 from rare_lightning.evaluation.methods import read_methods
 from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.evaluation.timings import write_timings
