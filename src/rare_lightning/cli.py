@@ -141,6 +141,7 @@ COMMANDS = {
     "export": "Write a network for another engine: rare export --ckpt_path CHECKPOINT --format onnx --output FOLDER",
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
     "evaluate": "Score label maps of any tool: rare evaluate --predictions FOLDER --labels FOLDER --output FOLDER",
+    "compare": "Lay tests beside each other, with intervals and paired tests: rare compare RUN... --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
@@ -64,23 +65,26 @@ def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequ
     rows = len(cases[0][1])
     figure = Figure(figsize=(2.1 * 3 * len(cases) + 1.2, 2.2 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, 3 * len(cases), squeeze=False)
-    classes = len(class_names)
-    colors = ListedColormap((COLORS * classes)[: classes - 1])
     for block, (title, slices) in enumerate(cases):
         for axes_row, piece in zip(grid[:, 3 * block : 3 * block + 3], slices, strict=True):
             for axes, overlay in zip(axes_row, (None, piece.truth, piece.prediction), strict=True):
-                axes.imshow(piece.image.T, cmap="gray", origin="lower", aspect=piece.aspect)
-                if overlay is not None:
-                    shown = np.ma.masked_equal(overlay.T, 0)
-                    limits = {"vmin": 1, "vmax": max(classes - 1, 2)}
-                    axes.imshow(shown, cmap=colors, alpha=0.6, origin="lower", aspect=piece.aspect, **limits)
-                axes.set(xticks=[], yticks=[])
+                show_slice(axes, piece, overlay, len(class_names))
             axes_row[0].set_ylabel(f"level {piece.level}\n{piece.spacing} mm" if block == 0 else "")
             axes_row[2].set_xlabel(f"Dice {piece.dice:.3f}")
         for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
             axes.set_title(heading, fontsize=9)
-    _add_legend(figure, class_names)
+    add_legend(figure, class_names)
     figure.savefig(path, dpi=110)
+
+
+def show_slice(axes: Axes, piece: Slice, labels: np.ndarray | None, classes: int) -> None:
+    """A slice's image, under the foreground of labels ``(H, W)`` if there are any."""
+    axes.imshow(piece.image.T, cmap="gray", origin="lower", aspect=piece.aspect)
+    if labels is not None:
+        colors = ListedColormap((COLORS * classes)[: classes - 1])
+        shown, last = np.ma.masked_equal(labels.T, 0), max(classes - 1, 2)
+        axes.imshow(shown, cmap=colors, alpha=0.6, origin="lower", aspect=piece.aspect, vmin=1, vmax=last)
+    axes.set(xticks=[], yticks=[])
 
 
 def plot_preview(
@@ -120,13 +124,13 @@ def plot_preview(
                 shown.T, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **style
             )
         axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
-    _add_legend(figure, class_names)
+    add_legend(figure, class_names)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)
 
 
-def _add_legend(figure: Figure, class_names: Sequence[str]) -> None:
+def add_legend(figure: Figure, class_names: Sequence[str]) -> None:
     """Colours of the foreground classes, below the pictures."""
     handles = [
         matplotlib.patches.Patch(color=color, label=name)

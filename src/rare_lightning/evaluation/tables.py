@@ -161,6 +161,8 @@ def _formatted(scores: dict[str, float]) -> list[str]:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

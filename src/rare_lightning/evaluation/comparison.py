@@ -1,0 +1,143 @@
+"""Tests of several methods on the same cases -> their means with intervals, and paired tests against the first one."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from rare_lightning.evaluation.methods import Method, refuse_different
+from rare_lightning.evaluation.protocol import TRUTHS, Truth
+from rare_lightning.evaluation.statistics import (
+    Array,
+    PairedTest,
+    holm,
+    interval,
+    mean_over_cases,
+    mean_where_defined,
+    paired_test,
+    resample_cases,
+)
+from rare_lightning.metrics import Scores
+
+MEAN = "mean"  # of the levels, of the classes
+
+
+class Mean(NamedTuple):
+    """Mean score over cases, with the ends of its 95 % bootstrap interval; NaN where no case defines it.
+
+    Attributes:
+        mean: Over cases, then over classes and levels where those are meant.
+        low: Lower end.
+        high: Upper end.
+        undefined: Scores that are left out.
+    """
+
+    mean: float
+    low: float
+    high: float
+    undefined: int
+
+
+class Difference(NamedTuple):
+    """A paired test of per-case Dice of a method against the reference.
+
+    Attributes:
+        method: Whose Dice less the reference's is tested.
+        truth: Scored against which. At level 0 both are one, and ``level`` stands for it.
+        level: Or ``mean``, of all levels.
+        test: What it found.
+        p_holm: Its p-value, adjusted for all tests of the comparison.
+    """
+
+    method: str
+    truth: Truth
+    level: str
+    test: PairedTest
+    p_holm: float
+
+
+class Comparison:
+    """Methods that were tested on the same cases, levels and classes, by the same protocol.
+
+    Args:
+        methods: The first is the reference.
+
+    Attributes:
+        cases: Case ids.
+        levels: Level, and ``mean`` at last -> spacing in mm.
+        classes: Foreground classes in the reference's order, and ``mean`` at last if there are several.
+        means: By score, method, truth, level and class.
+        differences: Of all methods but the reference.
+
+    Raises:
+        UserError: If they were tested on something else, or something differently.
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        refuse_different(methods)
+        self.methods = list(methods)
+        self.names = [method.name for method in methods]
+        rows = methods[0].rows
+        self.cases = sorted({row.case for row in rows})
+        self.levels = {str(level): spacing for level, spacing in sorted(methods[0].spacings.items())}
+        classes = list(dict.fromkeys(row.class_name for row in rows))
+        keys = list(product(self.names, TRUTHS, map(int, self.levels), classes, self.cases))
+        found = {(m.name, r.truth, r.level, r.class_name, r.case): r.scores for m in methods for r in m.rows}
+        shape = (len(methods), len(TRUTHS), len(self.levels), len(classes), len(self.cases), len(Scores._fields))
+        scores = np.moveaxis(np.array([found[key] for key in keys], dtype=float).reshape(shape), -1, 0)
+        self.levels[MEAN] = ""
+        self.classes = [*classes, MEAN] if len(classes) > 1 else classes
+        self._dice: Array = scores[Scores._fields.index("dice")]
+        self.means = self._means(scores)
+        self.differences = self._differences()
+
+    def case_dice(self, method: str) -> Array:
+        """Mean Dice of each case over classes, of the reference and of a method.
+
+        A class that either of them leaves undefined in a case counts for neither.
+
+        Returns:
+            ``(2, truths, levels + 1, cases)``: the reference's and the method's; the last level is their mean.
+        """
+        pair = self._dice[[0, self.names.index(method)]]
+        pair = np.where(np.isnan(pair).any(0), np.nan, pair)
+        by_level = mean_where_defined(pair, axis=-2)
+        return np.concatenate([by_level, mean_where_defined(by_level, axis=-2)[..., None, :]], axis=-2)
+
+    def median_case(self) -> str:
+        """The case in which the reference has its median ``fine`` Dice, mean over levels."""
+        dice = self.case_dice(self.names[0])[0, TRUTHS.index("fine"), -1]
+        order = [self.cases[i] for i in np.argsort(dice, kind="stable") if not np.isnan(dice[i])] or self.cases
+        return order[len(order) // 2]
+
+    def _means(self, scores: Array) -> dict[tuple[str, str, Truth, str, str], Mean]:
+        cases = len(self.cases)
+        counts = np.stack([np.bincount(drawn, minlength=cases) for drawn in resample_cases(cases)]).astype(float)
+        means = self._with_means(mean_over_cases(scores, np.ones((1, cases))))[0]
+        low, high = interval(self._with_means(mean_over_cases(scores, counts)))
+        undefined = np.isnan(scores).sum(-1)
+        if MEAN in self.classes:
+            undefined = np.concatenate([undefined, undefined.sum(-1, keepdims=True)], axis=-1)
+        undefined = np.concatenate([undefined, undefined.sum(-2, keepdims=True)], axis=-2)
+        keys = product(Scores._fields, self.names, TRUTHS, self.levels, self.classes)
+        columns = (values.ravel().tolist() for values in (means, low, high, undefined))
+        return {key: Mean(*values) for key, *values in zip(keys, *columns, strict=True)}
+
+    def _with_means(self, values: Array) -> Array:
+        """Adds to ``(..., levels, classes)`` the mean over classes, if there are several, and that over levels."""
+        if MEAN in self.classes:
+            values = np.concatenate([values, mean_where_defined(values, -1)[..., None]], axis=-1)
+        return np.concatenate([values, mean_where_defined(values, -2)[..., None, :]], axis=-2)
+
+    def _differences(self) -> list[Difference]:
+        keys, tests = [], []
+        for name in self.names[1:]:
+            reference, method = self.case_dice(name)
+            for (t, truth), (i, level) in product(enumerate(TRUTHS), enumerate(self.levels)):
+                if (truth, level) == ("fine", "0"):
+                    continue  # the same test as that of the level truth
+                keys.append((name, truth, level))
+                tests.append(paired_test(method[t, i] - reference[t, i]))
+        adjusted = holm([test.p for test in tests])
+        return [Difference(*key, test, p) for key, test, p in zip(keys, tests, adjusted, strict=True)]

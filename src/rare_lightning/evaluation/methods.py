@@ -1,0 +1,166 @@
+"""Tests that ``rare test`` or another program wrote, read to be compared, and refused if they cannot be."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rare_lightning.errors import UserError
+from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.tables import format_spacing, read_cases
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a test left of a method.
+
+    Attributes:
+        name: In tables and figures.
+        path: Its ``cases.csv``.
+        rows: Of that file.
+        summary: Of the ``summary.json`` beside it; empty without one.
+    """
+
+    name: str
+    path: Path
+    rows: list[Row]
+    summary: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where ``rare fit`` put the network, if the folder is one of its runs."""
+        return _run_of(self.path) / "checkpoints" / "best.ckpt"
+
+    @property
+    def slices(self) -> Path:
+        """Where ``rare test`` put the slices of its cases."""
+        return self.path.with_name("slices.npz")
+
+    @property
+    def spacings(self) -> dict[int, str]:
+        """Level -> spacing in mm."""
+        return {row.level: format_spacing(row.spacing_mm) for row in self.rows}
+
+
+def read_methods(runs: Sequence[str]) -> list[Method]:
+    """Methods by ``PATH`` or ``NAME=PATH``: run folders, folders that hold ``cases.csv``, or such files.
+
+    Raises:
+        UserError: If there are fewer than two, a name is given twice, or a file cannot be read.
+    """
+    if len(runs) < 2:
+        raise UserError("a comparison needs two runs or more")
+    methods: list[Method] = []
+    for run in runs:
+        name, equals, rest = run.partition("=")
+        given = bool(equals) and not Path(run).expanduser().exists()
+        path = _cases_of(Path(rest if given else run).expanduser())
+        name = name if given else _run_of(path.resolve()).name
+        if name in (method.name for method in methods):
+            raise UserError(f"two runs are called {name}: give one another name, as in OTHER={rest if given else run}")
+        rows = read_cases(path)
+        _refuse_incomplete(path, rows)
+        methods.append(Method(name, path, rows, _summary_beside(path)))
+    return methods
+
+
+def _cases_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    candidates = [path / "test" / "cases.csv", path / "cases.csv"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"{path}: holds no test/cases.csv or cases.csv: rare test --ckpt_path {path}/checkpoints/best.ckpt makes it"
+        if path.is_dir()
+        else f"{path}: no such run folder or cases.csv"
+    )
+
+
+def _run_of(cases: Path) -> Path:
+    """Run folder of a ``cases.csv``."""
+    return cases.parents[1] if cases.parent.name == "test" else cases.parent
+
+
+def _summary_beside(cases: Path) -> dict[str, Any]:
+    path = cases.with_name("summary.json")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: not a summary.json of rare test")
+    return summary
+
+
+def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
+    """Every case must have one line for every level, truth and class, and every level one spacing."""
+    if not rows:
+        raise UserError(f"{path}: holds no cases")
+    keys = [(row.case, row.level, row.truth, row.class_name) for row in rows]
+    cases, levels, _, classes = (list(dict.fromkeys(column)) for column in zip(*keys, strict=True))
+    seen = set(keys)
+    for key in product(cases, levels, TRUTHS, classes):
+        if key not in seen:
+            raise UserError(f"{path}: has no line for case {key[0]}, level {key[1]}, truth {key[2]}, class {key[3]}")
+    if len(seen) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{path}: has two lines for case {twice[0]}, level {twice[1]}, truth {twice[2]}, {twice[3]}")
+    spacings = {(row.level, format_spacing(row.spacing_mm)) for row in rows}
+    if len(spacings) > len(levels):
+        raise UserError(f"{path}: a level has several spacings: {_few(f'{lv}: {mm}' for lv, mm in sorted(spacings))}")
+
+
+def refuse_different(methods: Sequence[Method]) -> None:
+    """Refuse methods whose tables cannot be laid beside the first one's.
+
+    Raises:
+        UserError: If they differ in cases, levels, classes, spacings or protocol.
+    """
+    one = methods[0]
+    for other in methods[1:]:
+        for what, advice, mine, theirs in (
+            ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
+            ("levels", "train both with the same data.levels", *_columns(one, other, "level")),
+            ("classes", "train both on the same task", *_columns(one, other, "class_name")),
+        ):
+            if mine != theirs:
+                lacks = [
+                    f"{method.name} lacks {_few(map(str, sorted(missing)))}"
+                    for method, missing in ((other, mine - theirs), (one, theirs - mine))
+                    if missing
+                ]
+                raise UserError(
+                    f"{one.name} and {other.name} were tested on different {what}: {'; '.join(lacks)}. To compare "
+                    f"them, {advice}"
+                )
+        for level, spacing in one.spacings.items():
+            if spacing != other.spacings[level]:
+                raise UserError(
+                    f"level {level} is {spacing} mm in {one.name} and {other.spacings[level]} mm in {other.name}. To "
+                    "compare them, train both with the same data.spacing and data.strides"
+                )
+    for one, other in product(methods, repeat=2):  # not only the first's: it may have no summary.json
+        mine, theirs = one.summary.get("protocol", {}), other.summary.get("protocol", {})
+        for rule in sorted(mine.keys() & theirs.keys()):
+            if mine[rule] != theirs[rule]:
+                raise UserError(
+                    f"{one.name} and {other.name} were scored by different protocols: {rule} is {mine[rule]} and "
+                    f"{theirs[rule]}. To compare them, test both with the same one"
+                )
+
+
+def _columns(one: Method, other: Method, column: str) -> tuple[set[Any], set[Any]]:
+    mine, theirs = ({getattr(row, column) for row in method.rows} for method in (one, other))
+    return mine, theirs
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first three, and how many there are."""
+    every = list(names)
+    return ", ".join(every[:3]) + (f", ... ({len(every)} in all)" if len(every) > 3 else "")
