@@ -140,6 +140,7 @@ COMMANDS = {
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
+    "nnunet": "Train nnU-Net on the same cases and score it alike: rare nnunet --root ROOT --output FOLDER",
 }
 
 OVERVIEW = """usage: rare COMMAND ...

@@ -1,4 +1,4 @@
-"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing."""
+"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing, comparing with nnU-Net."""
 
 import argparse
 import tempfile
@@ -11,9 +11,11 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nnunet
 from rare_lightning.callbacks import PredictionWriter
-from rare_lightning.data import make_phantom
+from rare_lightning.data import DecathlonDataModule, make_phantom
 from rare_lightning.data.integrity import check_cases
+from rare_lightning.data.pyramid import LabelDownsampling
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.timings import write_timings
@@ -196,6 +198,85 @@ def benchmark(
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
 
 
+def nnunet(
+    root: str,
+    output: str,
+    environment: str = ".venv-nnunet",
+    minutes: float | None = None,
+    iterations: int | None = None,
+    trainer: str = "nnUNetTrainer",
+    configuration: str = "3d_fullres",
+    device: Device = "cpu",
+    mirror: bool = True,
+    num_workers: int = 1,
+    seed_everything: int = 0,
+    levels: int = 3,
+    depth: int = 4,
+    strides: int | list[list[int]] = 2,
+    spacing: list[float] | None = None,
+    label_downsampling: LabelDownsampling = "majority",
+    seed: int = 0,
+    fold: int = 0,
+    folds: int = 5,
+    test_fraction: float = 0.2,
+    splits_file: str | None = None,
+    nsd_tolerance_mm: float = 1.0,
+    dry_run: bool = False,
+) -> None:
+    """Train nnU-Net v2 on the same cases, and score it on the same test cases at every level.
+
+    Args:
+        root: Folder of the task.
+        output: Folder for nnU-Net's own folders, its logs, and native/test and upsampled/test with cases.csv and
+            summary.json; a run that was interrupted goes on there.
+        environment: Virtual environment with nnU-Net, made by make nnunet-env.
+        minutes: Time to train, the learning rate falling over it; as many epochs as the trainer says by default.
+        iterations: Iterations of an epoch, 250 by default; take fewer where those last longer than some minutes.
+        trainer: nnU-Net's trainer class.
+        configuration: Of nnU-Net's plans.
+        device: Where nnU-Net runs.
+        mirror: Average predictions over mirror images, as nnU-Net does by default.
+        num_workers: Processes beside nnU-Net's own, for augmentation and for files.
+        seed_everything: Of the weights.
+        levels: As of rare fit.
+        depth: As of rare fit.
+        strides: As of rare fit.
+        spacing: Base spacing in mm, as of rare fit.
+        label_downsampling: As of rare fit.
+        seed: Of the split.
+        fold: As of rare fit.
+        folds: As of rare fit.
+        test_fraction: As of rare fit.
+        splits_file: Use the split of this file, such as a run's splits.json.
+        nsd_tolerance_mm: Surface distance that NSD forgives.
+        dry_run: Print nnU-Net's commands and their environment, and do nothing.
+
+    Raises:
+        UserError: If nnU-Net is not installed or fails, or the output folder holds something else.
+    """
+    settings = TrainingSettings(
+        trainer, minutes, iterations, seed_everything, configuration, device, mirror, num_workers
+    )
+    data = DecathlonDataModule(
+        root,
+        levels,
+        depth,
+        strides,
+        spacing,
+        label_downsampling=label_downsampling,
+        seed=seed,
+        fold=fold,
+        folds=folds,
+        test_fraction=test_fraction,
+        splits_file=splits_file,
+    )
+    folder = Path(output).expanduser()
+    try:
+        compare_nnunet(data, folder, Path(environment).expanduser(), settings, nsd_tolerance_mm, dry_run)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+
+
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
     """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
@@ -211,14 +292,19 @@ def parser_of(name: str, purpose: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"rare {name}", description=purpose, exit_on_error=False)
     if name != "predict":
         parser.add_function_arguments(COMMANDS[name], as_positional=name in ("data check", "phantom"))
-        return parser
+        return _with_bare_flags(parser)
     # jsonargparse would want lists in brackets.
     parser.add_argument("--ckpt_path", nargs="+", required=True, help="checkpoint of rare fit; several are averaged")
     parser.add_argument("--input", nargs="+", required=True, help="files, folders, patterns or CSV lists of scans")
     parser.add_function_arguments(predict, as_positional=False, skip={"ckpt_path", "input"})
-    for flag in ("mirror", "preview", "probabilities", "resume"):
-        action = next(action for action in parser._actions if action.dest == flag)
-        action.nargs, action.const = argparse.OPTIONAL, True
+    return _with_bare_flags(parser)
+
+
+def _with_bare_flags(parser: ArgumentParser) -> ArgumentParser:
+    """Let switches do without a value."""
+    for action in parser._actions:
+        if action.dest in ("mirror", "preview", "probabilities", "resume", "dry_run"):
+            action.nargs, action.const = argparse.OPTIONAL, True
     return parser
 
 
@@ -228,4 +314,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "export": export,
     "benchmark": benchmark,
+    "nnunet": nnunet,
 }
