@@ -45,6 +45,7 @@ def test_the_truth_as_an_answer_scores_what_it_must(phantom, environment, output
         assert summary["level"]["levels"]["2"]["mean"]["dice"] == 1
         assert summary["training"]["minutes"] == 2
         assert summary["training"]["seed"] == 0
+        assert summary["training"]["mirror"] is True
         assert {"nnunetv2", "rare-lightning"} <= set(summary["training"]["versions"])
         assert {"command", "commit", "hardware"} <= set(summary["test"])
 

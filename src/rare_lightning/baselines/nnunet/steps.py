@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,11 +224,11 @@ def run_step(step: Step, folders: Folders, environment: Path) -> None:
 
 
 def training_record(folders: Folders) -> dict[str, Any]:
-    """How nnU-Net was trained: as in the checkpoints of ``rare fit``, and what nnU-Net chose."""
+    """How nnU-Net was trained: as in the checkpoints of ``rare fit``, what was asked of it, and what it chose."""
     process = json.loads(folders.record("train").read_text(encoding="utf-8"))
     measured = json.loads((folders.fold / "training.json").read_text(encoding="utf-8"))
     versions = {**process["versions"], **measured.pop("versions", {})}
-    return {**process, "seed": folders.settings.seed, "versions": versions, **measured}
+    return {**process, **asdict(folders.settings), "versions": versions, **measured}
 
 
 def _program(name: str, environment: Path) -> str | None:
