@@ -5,8 +5,9 @@ DEMO ?= runs/demo
 MINUTES ?= 30
 CONFIG ?= configs/hippocampus.yaml
 COMPARISON ?= runs/comparison
+NNUNET_ENV ?= .venv-nnunet
 
-.PHONY: setup demo comparison test test-slow lint types format check notebooks clean
+.PHONY: setup nnunet-env demo comparison test test-slow lint types format check notebooks clean
 
 setup: .venv/.installed  ## virtual environment with the locked dependencies
 
@@ -14,6 +15,13 @@ setup: .venv/.installed  ## virtual environment with the locked dependencies
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+nnunet-env: $(NNUNET_ENV)/.installed  ## nnU-Net in an environment of its own, for rare nnunet
+
+$(NNUNET_ENV)/.installed: requirements-nnunet.lock
+	$(PYTHON) -m venv $(NNUNET_ENV)
+	$(NNUNET_ENV)/bin/python -m pip install --quiet --requirement requirements-nnunet.lock
 	touch $@
 
 demo: setup  ## the whole method on phantoms: data, training, table, pictures
@@ -48,4 +56,4 @@ notebooks: setup  ## run the notebooks
 check: lint types test notebooks test-slow
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage data/phantom $(DEMO)
+	rm -rf .venv $(NNUNET_ENV) .mypy_cache .pytest_cache .ruff_cache .coverage data/phantom $(DEMO)

@@ -144,6 +144,7 @@ COMMANDS = {
     "compare": "Lay tests beside each other, with intervals and paired tests: rare compare RUN... --output FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
+    "nnunet": "Train nnU-Net on the same cases and score it alike: rare nnunet --root ROOT --output FOLDER",
 }
 
 OVERVIEW = """usage: rare COMMAND ...

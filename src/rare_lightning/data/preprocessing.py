@@ -44,13 +44,19 @@ class Preprocessing:
 
     def __call__(self, case: Case) -> tio.Subject:
         """Read a case -> subject with ``image`` (float32) and ``label`` (uint8) on the base grid."""
+        subject = self.on_base_grid(case)
+        subject.image.set_data(self.normalized(subject.image.data))
+        return subject
+
+    def on_base_grid(self, case: Case) -> tio.Subject:
+        """The same with the intensities of the file, for methods that normalise in their own way."""
         subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
         # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
         subject.label.affine = subject.image.affine
         subject = tio.ToCanonical()(subject)
         if not np.allclose(subject.image.spacing, self.spacing, rtol=1e-3):
             subject = tio.Resample(self.spacing, antialias=True)(subject)
-        subject.image.set_data(self.normalized(subject.image.data.float()))
+        subject.image.set_data(subject.image.data.float())
         subject.label.set_data(subject.label.data.to(torch.uint8))
         return subject
 

@@ -29,7 +29,11 @@ class Row:
 
 def level_and_base_probabilities(logits: Tensor, stride: Size3, answer_grid: Grid) -> tuple[Tensor, Tensor]:
     """Softmax ``(B, C, ...)`` of a level's answer on the level grid and on the base grid, whichever it was given on."""
-    probabilities = logits.float().softmax(dim=1)
+    return on_level_and_base_grid(logits.float().softmax(dim=1), stride, answer_grid)
+
+
+def on_level_and_base_grid(probabilities: Tensor, stride: Size3, answer_grid: Grid) -> tuple[Tensor, Tensor]:
+    """The same for an answer that is a softmax ``(B, C, ...)`` already."""
     if answer_grid == "base":
         return block_average(probabilities, stride), probabilities
     return probabilities, interpolate(probabilities, stride)

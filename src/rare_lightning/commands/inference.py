@@ -1,51 +1,20 @@
-"""What ``rare`` does without LightningCLI: checking data, predicting, exporting, timing, scoring, comparing."""
+"""``rare predict``, ``export`` and ``benchmark``."""
 
-import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from rare_lightning.callbacks import PredictionWriter
-from rare_lightning.data import make_phantom
-from rare_lightning.data.integrity import check_cases
-from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.comparison import Comparison
-from rare_lightning.evaluation.comparison_page import Cost, comparison_table
-from rare_lightning.evaluation.comparison_report import write_comparison
-from rare_lightning.evaluation.figures import plot_dice_by_resolution
-from rare_lightning.evaluation.label_maps import score_label_maps
-from rare_lightning.evaluation.methods import read_methods
-from rare_lightning.evaluation.protocol import TRUTHS
-from rare_lightning.evaluation.tables import summarize, terminal_table, write_cases, write_summary
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
 from rare_lightning.inference.export import EngineNetwork, Format, export_network
-from rare_lightning.inference.forward_times import time_forwards
 from rare_lightning.inference.scans import read_scan
-from rare_lightning.provenance import describe_process
-
-
-def check_data(root: str) -> None:
-    """Check every case of a Decathlon task and list all problems.
-
-    Args:
-        root: Folder with dataset.json.
-
-    Raises:
-        UserError: If there are problems.
-    """
-    task = read_task(root)
-    check_cases(task, task.cases)
-    print(f"{root}: {len(task.cases)} cases, no problems")
 
 
 def predict(
@@ -207,123 +176,6 @@ def benchmark(
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
 
 
-def evaluate(
-    predictions: list[str],
-    labels: str,
-    output: str,
-    levels: list[int] | None = None,
-    classes: list[str] | None = None,
-    nsd_tolerance_mm: float = 1.0,
-) -> None:
-    """Score label maps of any tool, on the grids of their labels, with the scores and files of rare test.
-
-    Args:
-        predictions: Folders of label maps, named as the labels are; one folder for each level of scans.
-        labels: Folder of full-resolution labels, or a Decathlon task.
-        output: Folder for cases.csv, summary.json and dice_by_resolution.png.
-        levels: Level of the scans of each folder; 0, 1, ... by default.
-        classes: Names of the values 1, 2, ...; those of the task's dataset.json by default.
-        nsd_tolerance_mm: Surface distance that NSD forgives, in mm.
-
-    Raises:
-        UserError: If a label map has no label, or is not one of these classes.
-    """
-    levels = list(range(len(predictions))) if levels is None else levels
-    if len(levels) != len(set(levels)) or len(levels) != len(predictions) or min(levels) < 0:
-        raise UserError(f"--levels {levels} must be one level for each of {len(predictions)} folders of predictions")
-    label_folder = Path(labels).expanduser()
-    task = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
-    if task == label_folder:
-        label_folder /= "labelsTr"
-    if classes is None and task is None:
-        raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
-    names = ["background", *classes] if classes is not None else read_task(task or labels).classes
-    rows = [
-        row
-        for level, predicted in zip(levels, predictions, strict=True)
-        for row in score_label_maps(Path(predicted).expanduser(), label_folder, level, names, nsd_tolerance_mm)
-    ]
-    summary = {
-        "protocol": {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm},
-        **summarize(rows),
-        "test": describe_process(),
-        "training": None,
-    }
-    folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_cases(rows, folder / "cases.csv")
-        write_summary(summary, folder / "summary.json")
-        plot_dice_by_resolution(summary, folder / "dice_by_resolution.png")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
-    Console().print(terminal_table(summary, "fine"))
-    print(f"Report in {folder}: cases.csv, summary.json, dice_by_resolution.png")
-
-
-def compare(
-    runs: list[str],
-    output: str,
-    timing: bool = True,
-    size: tuple[int, int, int] | None = None,
-    repeats: int = 5,
-) -> None:
-    """Lay the tests of several methods beside each other: means with intervals, paired tests, figures, times.
-
-    Args:
-        runs: Run folders, or cases.csv files, as PATH or NAME=PATH; the first is the reference.
-        output: Folder for comparison.md, comparison.html, comparison.csv, comparison.json and figures.
-        timing: Time the networks of runs that hold checkpoints/best.ckpt beside each other, here and now.
-        size: Of the volume for that, in voxels of level 0; by default the median of the test cases.
-        repeats: Runs of each network, taken in turns.
-
-    Raises:
-        UserError: If the runs were not tested on the same cases, levels and classes by the same protocol.
-    """
-    if repeats < 1 or (size is not None and min(size) < 1):
-        raise UserError(f"--repeats ({repeats}) and --size {list(size or ())} must be positive")
-    comparison = Comparison(read_methods(runs))
-    costs, timed = _costs(comparison, size, repeats) if timing else ({}, "Not measured.")
-    folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_comparison(comparison, costs, timed, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
-    console = Console()
-    for truth in TRUTHS:
-        console.print(comparison_table(comparison, truth))
-    print(f"Comparison in {folder}: comparison.html, comparison.md, comparison.csv, comparison.json, figures")
-
-
-def _costs(comparison: Comparison, size: tuple[int, int, int] | None, repeats: int) -> tuple[dict[str, Cost], str]:
-    """Cost of every method whose network is at hand, and how it was measured."""
-    try:
-        segmenters = {m.name: Segmenter(m.checkpoint) for m in comparison.methods if m.checkpoint.is_file()}
-    except UserError as error:
-        raise UserError(f"{error}; --timing false compares without the networks") from error
-    sizes = [method.summary["median_size"] for method in comparison.methods if "median_size" in method.summary]
-    if size is None and sizes:
-        x, y, z = sizes[0]
-        size = x, y, z
-    times: dict[str, dict[int, float]] = {}
-    if not segmenters:
-        timed = "Not measured: no run holds `checkpoints/best.ckpt`."
-    elif size is None:
-        timed = "Not measured: no `summary.json` names the median size of the test cases, and no `--size` was given."
-    else:
-        times = time_forwards(segmenters, size, repeats)
-        timed = (
-            f"A forward on noise of {'x'.join(map(str, size))} voxels at level 0, {torch.get_num_threads()} threads, "
-            f"median of {repeats} taken in turns; in parentheses, times that of {comparison.names[0]}."
-        )
-    costs = {}
-    for name, segmenter in segmenters.items():
-        parameters = sum(parameter.numel() for parameter in segmenter.networks[0].parameters())
-        costs[name] = Cost(parameters, {str(level): 1000 * s for level, s in times.get(name, {}).items()})
-    return costs, timed
-
-
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:
     """Trainer that uses no more devices than there are scans: Lightning refuses to leave one without."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
@@ -332,42 +184,3 @@ def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, sca
         return trainer if trainer.world_size <= scans else L.Trainer(accelerator=accelerator, devices=scans, **options)
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
-
-
-def parser_of(name: str, purpose: str) -> ArgumentParser:
-    """Parser of a command's words."""
-    parser = ArgumentParser(prog=f"rare {name}", description=purpose, exit_on_error=False)
-    lists = LISTS.get(name, {})
-    for word, meaning in lists.items():
-        required = {"required": True} if word.startswith("--") else {"metavar": "RUN"}
-        parser.add_argument(word, nargs="+", help=meaning, **required)
-    parser.add_function_arguments(
-        COMMANDS[name], as_positional=name in ("data check", "phantom"), skip={word.lstrip("-") for word in lists}
-    )
-    if name != "predict":
-        return parser
-    for flag in ("mirror", "preview", "probabilities", "resume"):
-        action = next(action for action in parser._actions if action.dest == flag)
-        action.nargs, action.const = argparse.OPTIONAL, True
-    return parser
-
-
-# Words that take lists, which jsonargparse would want in brackets.
-LISTS = {
-    "predict": {
-        "--ckpt_path": "checkpoint of rare fit; several are averaged",
-        "--input": "files, folders, patterns or CSV lists of scans",
-    },
-    "evaluate": {"--predictions": "folders of label maps, one for each level of scans"},
-    "compare": {"runs": "run folder or cases.csv, as PATH or NAME=PATH"},
-}
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "data check": check_data,
-    "phantom": make_phantom,
-    "predict": predict,
-    "export": export,
-    "benchmark": benchmark,
-    "evaluate": evaluate,
-    "compare": compare,
-}

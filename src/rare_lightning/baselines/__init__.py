@@ -1,0 +1,1 @@
+"""Other people's methods, brought into the same evaluation."""

@@ -1,0 +1,153 @@
+"""nnU-Net from the data to the tables: every step once, then the scores."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from rare_lightning.baselines.nnunet.dataset import (
+    ROUTES,
+    LevelScan,
+    Route,
+    cases_of,
+    dataset_name,
+    level_scans,
+    route_levels,
+    scan_name,
+    write_dataset,
+    write_scans,
+    write_splits,
+)
+from rare_lightning.baselines.nnunet.scores import read_softmax, score_case
+from rare_lightning.baselines.nnunet.steps import (
+    Folders,
+    TrainingSettings,
+    describe_steps,
+    refuse_missing_environment,
+    run_step,
+    steps_of,
+    training_record,
+    variables_of,
+)
+from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.integrity import check_cases
+from rare_lightning.data.task import Case
+from rare_lightning.errors import UserError
+from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.tables import replacing, summarize, terminal_table, write_cases, write_summary
+from rare_lightning.networks.heads import Grid
+from rare_lightning.provenance import describe_process
+
+
+def compare_nnunet(
+    data: DecathlonDataModule,
+    output: Path,
+    environment: Path,
+    settings: TrainingSettings,
+    nsd_tolerance_mm: float = 1.0,
+    dry_run: bool = False,
+) -> None:
+    """Train nnU-Net on a split, and score it on the test cases at every level as ``rare test`` does.
+
+    Args:
+        data: Task, split, levels and base spacing.
+        output: Folder for everything; what is done there is not done again.
+        environment: Virtual environment that nnU-Net is installed in.
+        settings: Of the training.
+        nsd_tolerance_mm: Surface distance that NSD forgives.
+        dry_run: Print nnU-Net's commands and do nothing.
+
+    Raises:
+        UserError: If there are no test cases, nnU-Net is not installed or fails, or the folder holds a comparison with
+            other settings.
+    """
+    if not data.split.test:
+        raise UserError("the split holds out no test cases: raise --test_fraction, or name them in --splits_file")
+    folders = Folders(output.resolve(), dataset_name(data.task), settings)
+    levels = list(range(len(data.strides)))
+    scans: dict[Route, list[str]] = {
+        route: [scan_name(case_id, level) for case_id in data.split.test for level in route_levels(route, levels)]
+        for route in ROUTES
+    }
+    steps = steps_of(folders, scans)
+    if dry_run:
+        print(describe_steps(steps, variables_of(folders), environment))
+        return
+    refuse_missing_environment(environment)
+    _keep_settings(data, folders)
+    _write_data(data, folders)
+    for step in steps:
+        run_step(step, folders, environment)
+    for route in ROUTES:
+        _write_report(route, data, folders, nsd_tolerance_mm)
+
+
+def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
+    """Write down what everything in the folder depends on, and never mix it with something else."""
+    wanted = {
+        "task": data.task.name,
+        "strides": [list(stride) for stride in data.strides],
+        "spacing": list(data.preprocessing.spacing),
+        "split": data.split.as_dict(),
+        **asdict(folders.settings),
+    }
+    path = folders.root / "settings.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in wanted if there.get(name) != wanted[name]]
+        if differing:
+            raise UserError(f"{folders.root}: made with another {', '.join(differing)}; choose another --output")
+        return
+    folders.root.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_data(data: DecathlonDataModule, folders: Folders) -> None:
+    """Training data and test scans, where they are not there yet."""
+    split = data.split
+    if not folders.raw.is_dir():
+        check_cases(data.task, cases_of(data.task, [*split.train, *split.val, *split.test]))
+        write_dataset(data.task, split, folders.raw)
+    write_splits(split, folders.preprocessed / "splits_final.json")
+    if not folders.scans.is_dir():
+        write_scans(((case.case_id, _scans_of(case, data)) for case in cases_of(data.task, split.test)), folders.scans)
+
+
+def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
+    return level_scans(data.preprocessing.on_base_grid(case), data.strides, data.label_downsampling)
+
+
+def _write_report(route: Route, data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> None:
+    """``ROUTE/test/cases.csv`` and ``summary.json``, and the table on the terminal."""
+    classes = data.task.classes
+    rows: list[Row] = []
+    for case in cases_of(data.task, data.split.test):
+        scans = _scans_of(case, data)
+
+        def softmax_of(scan: LevelScan, case_id: str = case.case_id) -> tuple[Tensor, Grid]:
+            grid: Grid = "base" if route == "upsampled" else "level"
+            shape = [n * (s if grid == "base" else 1) for n, s in zip(scan.label.shape, scan.stride, strict=True)]
+            # At level 0 both routes are one.
+            folder = folders.answers(route if route_levels(route, [scan.level]) else "native")
+            return read_softmax(folder / f"{scan_name(case_id, scan.level)}.npz", len(classes), shape), grid
+
+        rows += score_case(case.case_id, scans, softmax_of, classes, nsd_tolerance_mm)
+    rows.sort(key=lambda row: (row.case, row.level, TRUTHS.index(row.truth)))
+    summary: dict[str, Any] = {
+        "protocol": {"label_downsampling": data.label_downsampling, "nsd_tolerance_mm": nsd_tolerance_mm},
+        **summarize(rows),
+        "test": describe_process(),
+        "training": training_record(folders),
+    }
+    folder = folders.root / route / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cases(rows, folder / "cases.csv")
+    write_summary(summary, folder / "summary.json")
+    console = Console()
+    console.print(f"nnU-Net, {route} scans: {folder}", highlight=False)
+    for truth in TRUTHS:
+        console.print(terminal_table(summary, truth))

@@ -1,0 +1,186 @@
+"""A Decathlon task and its split -> the folders that nnU-Net reads, and the test scans of every level."""
+
+import gzip
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import torchio as tio
+from torch import Tensor
+
+from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
+from rare_lightning.data.splits import Split
+from rare_lightning.data.task import Case, Task
+from rare_lightning.data.voxels import read_nifti
+from rare_lightning.evaluation.protocol import without_padding
+from rare_lightning.networks.grids import Size3, interpolate, round_up
+
+Route = Literal["native", "upsampled"]
+ROUTES: tuple[Route, ...] = ("native", "upsampled")
+"""How a test scan of a level is given to nnU-Net: as it is, or brought to the base grid before."""
+
+DATASET_ID = 1
+"""Each comparison has nnU-Net folders of its own, so one number does for all."""
+
+
+@dataclass(frozen=True)
+class LevelScan:
+    """A test case at one level, as the evaluation protocol has it.
+
+    Attributes:
+        level: The level.
+        stride: Its cumulative stride.
+        image: ``(C, D_l, H_l, W_l)``, intensities of the file.
+        label: ``(D_l, H_l, W_l)``.
+        affine: ``(4, 4)`` of the level grid, voxel index -> mm.
+    """
+
+    level: int
+    stride: Size3
+    image: Tensor
+    label: Tensor
+    affine: np.ndarray
+
+
+def dataset_name(task: Task) -> str:
+    """``Dataset001_Hippocampus``: nnU-Net allows no other form."""
+    return f"Dataset{DATASET_ID:03d}_{re.sub('[^A-Za-z0-9]+', '', task.name) or 'Task'}"
+
+
+def scan_name(case_id: str, level: int) -> str:
+    """What a test scan and its answer are called."""
+    return f"{case_id}_level_{level}"
+
+
+def route_levels(route: Route, levels: Sequence[int]) -> list[int]:
+    """Levels that a route has scans of its own for: at level 0 there is nothing to bring up."""
+    return [level for level in levels if level > 0 or route == "native"]
+
+
+def write_dataset(task: Task, split: Split, folder: Path) -> None:
+    """Write the training and validation cases, the test cases never, as nnU-Net's raw dataset.
+
+    The files stay on their own grids with their own headers; channels of a 4D file become files of their own.
+
+    Args:
+        task: Its labelled cases are read.
+        split: Which of them to write.
+        folder: ``nnUNet_raw/DatasetNNN_NAME``; appears whole or not at all.
+    """
+    cases = [case for case in task.cases if case.case_id in {*split.train, *split.val}]
+    with _appearing(folder) as scratch:
+        for name in ("imagesTr", "labelsTr"):
+            (scratch / name).mkdir()
+        for case in cases:
+            channels = [f"{case.case_id}_{channel:04d}.nii.gz" for channel in range(len(task.channels))]
+            _write_volumes(case.image, [scratch / "imagesTr" / name for name in channels])
+            _write_volumes(case.label, [scratch / "labelsTr" / f"{case.case_id}.nii.gz"])
+        description = {
+            "name": task.name,
+            "channel_names": {str(i): name for i, name in enumerate(task.channels)},
+            "labels": {"background": 0, **{name: i for i, name in enumerate(task.classes) if i > 0}},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+            # Its default reader ignores orientations: a scan stored flipped would be segmented flipped.
+            "overwrite_image_reader_writer": "NibabelIOWithReorient",
+        }
+        (scratch / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def write_splits(split: Split, path: Path) -> None:
+    """Write training and validation cases as fold 0 of nnU-Net's ``splits_final.json``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"train": list(split.train), "val": list(split.val)}], indent=1) + "\n", "utf-8")
+
+
+def write_scans(cases: Iterable[tuple[str, list[LevelScan]]], folder: Path) -> None:
+    """Write test scans with the headers of their grids into ``folder/native`` and ``folder/upsampled``.
+
+    Args:
+        cases: Case ids with their scans, level 0 first.
+        folder: Appears whole or not at all.
+    """
+    with _appearing(folder) as scratch:
+        for route in ROUTES:
+            (scratch / route).mkdir()
+        for case_id, scans in cases:
+            for scan in scans:
+                name = scan_name(case_id, scan.level)
+                _write_scan(scan.image, scan.affine, scratch / "native", name)
+                if route_levels("upsampled", [scan.level]):
+                    image = interpolate(scan.image[None], scan.stride)[0]
+                    _write_scan(image, scans[0].affine, scratch / "upsampled", name)
+
+
+def level_scans(
+    subject: tio.Subject, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority"
+) -> list[LevelScan]:
+    """Level pyramid of a case on the base grid, made like those of ``rare test``, its padding cut off.
+
+    Args:
+        subject: ``image`` and ``label`` on the base grid.
+        strides: Cumulative stride of each level.
+        label_downsampling: How the label reaches the level grids.
+    """
+    shape = subject.spatial_shape
+    for part in (subject.image, subject.label):
+        part.set_data(pad_to_size(part.data, round_up(shape, strides[-1])))
+    scans = []
+    for level, stride in enumerate(strides):
+        down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
+        image = without_padding(down.image.data, shape, stride)
+        label = without_padding(down.label.data[0], shape, stride)
+        scans.append(LevelScan(level, stride, image, label, down.image.affine))
+    return scans
+
+
+def cases_of(task: Task, case_ids: Sequence[str]) -> list[Case]:
+    """Cases in order of their id."""
+    return [case for case in task.cases if case.case_id in set(case_ids)]
+
+
+def _write_volumes(path: Path, targets: Sequence[Path]) -> None:
+    """Write the volumes of a NIfTI file as one compressed file each; a 3D file is copied byte by byte."""
+    header = nib.load(path).header
+    if len(header.get_data_shape()) == 3:
+        if path.suffix == ".gz":
+            shutil.copyfile(path, targets[0])
+            return
+        with open(path, "rb") as plain, gzip.open(targets[0], "wb") as compressed:
+            shutil.copyfileobj(plain, compressed)
+        return
+    voxels = read_nifti(path)
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    for target, volume in zip(targets, np.moveaxis(voxels, 3, 0), strict=True):
+        nib.Nifti1Image(volume, None, header).to_filename(target)  # with the affines and codes of its header
+
+
+def _write_scan(image: Tensor, affine: np.ndarray, folder: Path, name: str) -> None:
+    for channel, volume in enumerate(image):
+        file = nib.Nifti1Image(volume.numpy(), affine)
+        file.set_sform(affine, code=1)
+        file.set_qform(affine, code=1)
+        file.header.set_xyzt_units("mm")
+        file.to_filename(folder / f"{name}_{channel:04d}.nii.gz")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Context: a scratch folder that becomes ``folder`` if all went well, and is removed otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # a temporary folder is its owner's alone
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""nnU-Net's softmax files -> the scores that ``rare test`` would give."""
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rare_lightning.baselines.nnunet.dataset import LevelScan
+from rare_lightning.errors import UserError
+from rare_lightning.evaluation.protocol import (
+    Row,
+    Truth,
+    on_level_and_base_grid,
+    score_level,
+    to_labels,
+    without_padding,
+)
+from rare_lightning.networks.heads import Grid
+
+
+def read_softmax(path: Path, classes: int, shape: Sequence[int]) -> Tensor:
+    """Softmax ``(C, D, H, W)`` of a scan, in its own order of axes; nnU-Net writes them in reverse.
+
+    Args:
+        path: Written by ``nnUNetv2_predict --save_probabilities``.
+        classes: Expected ones, with background.
+        shape: Of the scan.
+
+    Raises:
+        UserError: If the file is broken, or not of this scan.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            softmax = content["probabilities"].astype(np.float32).transpose(0, 3, 2, 1)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a softmax of nnU-Net ({error}); remove its folder and run again") from error
+    if softmax.shape != (classes, *shape):
+        raise UserError(
+            f"{path}: has shape {softmax.shape}, its scan needs {(classes, *shape)}; remove its folder and run again"
+        )
+    return torch.from_numpy(np.ascontiguousarray(softmax))
+
+
+def score_case(
+    case_id: str,
+    scans: Sequence[LevelScan],
+    softmax_of: Callable[[LevelScan], tuple[Tensor, Grid]],
+    class_names: Sequence[str],
+    tolerance_mm: float,
+) -> list[Row]:
+    """Score the answers to a case at every level against both truths, on the voxels that ``rare test`` scores.
+
+    Args:
+        case_id: The case.
+        scans: Its levels, level 0 first.
+        softmax_of: Softmax ``(C, D, H, W)`` of a scan, and the grid it is on: the scan's own, or the scan's brought up
+            to the base spacing.
+        class_names: Background first.
+        tolerance_mm: Of NSD.
+    """
+    rows = []
+    fine = scans[0].label
+    x, y, z = np.linalg.norm(scans[0].affine[:3, :3], axis=0).tolist()
+    for scan in scans:
+        softmax, grid = softmax_of(scan)
+        on_level, on_base = on_level_and_base_grid(softmax[None], scan.stride, grid)
+        # The last blocks may reach beyond the scan; at its own level nothing does.
+        predictions: dict[Truth, Tensor] = {
+            "level": to_labels(on_level[0]),
+            "fine": without_padding(to_labels(on_base[0]), fine.shape),
+        }
+        truths: dict[Truth, Tensor] = {"level": scan.label, "fine": fine}
+        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, (x, y, z), class_names, tolerance_mm)
+    return rows
