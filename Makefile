@@ -31,7 +31,8 @@ demo: setup  ## the whole method on phantoms: data, training, table, pictures
 	$(BIN)/rare test --ckpt_path $(DEMO)/checkpoints/best.ckpt
 
 comparison: setup  ## train and compare all methods for MINUTES each: make comparison ROOT=Task04_Hippocampus MINUTES=30
-	$(BIN)/python benchmarks/comparison.py --root $(ROOT) --config $(CONFIG) --minutes $(MINUTES) --output $(COMPARISON)
+	$(BIN)/python benchmarks/comparison.py --root $(ROOT) --config $(CONFIG) --minutes $(MINUTES) --output $(COMPARISON) \
+		--nnunet_environment $(NNUNET_ENV) $(ITERATIONS:%=--nnunet_iterations %)
 
 test: setup  ## the fast tests, with line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

@@ -8,7 +8,8 @@ learning rate can follow the whole run. Started again, it goes on where it stopp
 ``--`` go to every ``rare fit``, for example ``-- --model.network.init_args.features 8``.
 
 Methods are trained and compared at exactly the spacings of the levels. The paper's own recipe (level-grid heads, labels
-sampled at the corner of each block) is trained too; ``corner/`` holds the same comparison against such labels.
+sampled at the corner of each block) is trained too; ``corner/`` holds the same comparison against such labels. nnU-Net
+v2 itself joins where ``make nnunet-env`` has installed it, with its scans at their own resolution and brought up.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from rare_lightning.cli import main as rare
 from rare_lightning.configuration import read_checkpoint
@@ -69,6 +72,30 @@ def train(method: str, args: argparse.Namespace) -> Path:
     return folder / "checkpoints" / "best.ckpt"
 
 
+def run_nnunet(args: argparse.Namespace) -> list[str]:
+    """nnU-Net v2 itself, on the split of the first method, where it is installed. Returns its runs to compare."""
+    if not args.nnunet_environment.is_dir():
+        print(f"\nWithout nnU-Net v2: {args.nnunet_environment} is missing, which make nnunet-env makes")
+        return []
+    folder = args.output / "nnunet-v2"
+    first = args.output / args.methods[0]
+    data = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["data"]
+    same = [f"--{name}={json.dumps(data[name])}" for name in ("levels", "depth", "strides", "spacing")]
+    words = [
+        "nnunet",
+        "--root",
+        args.root,
+        "--output",
+        str(folder),
+        "--environment",
+        str(args.nnunet_environment),
+        *same,
+    ]
+    words += ["--splits_file", str(first / "splits.json"), "--minutes", str(args.minutes), "--mirror", "false"]
+    run(words + (["--iterations", str(args.nnunet_iterations)] if args.nnunet_iterations else []))
+    return [f"nnunet-v2-{route}={folder / route}" for route in ("native", "upsampled")]
+
+
 def main() -> None:
     """Train what is not trained, test what is not tested, compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -77,6 +104,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="of training, for each method")
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--nnunet_environment", type=Path, default=Path(".venv-nnunet"))
+    parser.add_argument("--nnunet_iterations", type=int, help="of an nnU-Net epoch; few where one takes seconds")
     parser.add_argument("words", nargs="*", help="after --, for every rare fit")
     args = parser.parse_args()
     folders = {"majority": args.output, "corner": args.output / "corner"}
@@ -90,8 +119,9 @@ def main() -> None:
         for labels, folder in untested.items():
             words = ["--data.label_downsampling", labels, "--run_dir", str(folder)]
             run(["test", "--ckpt_path", str(best), *words])
-    for folder in folders.values():
-        runs = [str(folder / method) for method in args.methods]
+    others = {"majority": run_nnunet(args), "corner": []}
+    for labels, folder in folders.items():
+        runs = [*(str(folder / method) for method in args.methods), *others[labels]]
         run(["compare", *runs, "--output", str(folder / "comparison")])
 
 
