@@ -2,8 +2,9 @@
 
 python benchmarks/write_results.py
 
-A record is the ``summary.json`` of ``rare test``, copied into ``docs/results/NAME/``, or what a benchmark wrote with
-``--output docs/results/NAME.json``. Nothing in docs/results.md is typed by hand.
+A record is the ``summary.json`` of ``rare test`` or the files of ``rare compare``, copied into ``docs/results/NAME/``,
+or what a benchmark wrote with ``--output docs/results/NAME.json``. Nothing in docs/results.md is typed by hand, but
+what a ``remarks.md`` beside a record says of it.
 """
 
 import json
@@ -40,6 +41,41 @@ def test_section(folder: Path) -> list[str]:
         lines += [f"Against the `{truth}` truth{note}:", "", markdown_table(rows), ""]
     pictures = [path.name for path in sorted(folder.glob("*.png"))]
     return lines + [f"![{name}](results/{folder.name}/{name})\n" for name in pictures]
+
+
+def comparison_section(folder: Path) -> list[str]:
+    """Mean Dice of every method, both truths; the whole comparison is a page of its own."""
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    means = {
+        (mean["method"], mean["truth"], mean["level"]): f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+        for mean in record["means"]
+        if mean["score"] == "dice" and mean["class"] == "mean"
+    }
+    levels = sorted({level for _, _, level in means}, key=lambda level: (level == "mean", level))
+    lines = [
+        f"## {folder.name}",
+        "",
+        f"{len(record['cases'])} test cases, mean Dice and its 95 % interval over cases.",
+        "",
+    ]
+    for truth in ("level", "fine"):
+        rows = []
+        for method, facts in record["methods"].items():
+            training = facts["training"] or {}
+            trained = f"{training['epochs']} epochs, {training['minutes']:.0f} min" if "minutes" in training else ""
+            rows.append(
+                {"method": method, "training": trained}
+                | {f"level {level}" if level != "mean" else level: means[method, truth, level] for level in levels}
+            )
+        lines += [f"Against the `{truth}` truth:", "", markdown_table(rows), ""]
+    remarks = folder / "remarks.md"
+    lines += [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
+    lines += [
+        f"All of it, with tests, times and figures: [results/{folder.name}](results/{folder.name}/comparison.md).",
+        "",
+    ]
+    pictures = ("dice_by_resolution.png", "montage.png")
+    return lines + [f"![{name}](results/{folder.name}/{name})\n" for name in pictures if (folder / name).exists()]
 
 
 def scores(entry: dict[str, Any]) -> dict[str, str]:
@@ -85,6 +121,8 @@ def main() -> None:
     ]
     for folder in sorted(path.parent for path in (DOCS / "results").glob("*/summary.json")):
         lines += test_section(folder)
+    for folder in sorted(path.parent for path in (DOCS / "results").glob("*/comparison.json")):
+        lines += comparison_section(folder)
     for path in sorted((DOCS / "results").glob("*.json")):
         lines += benchmark_section(path)
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

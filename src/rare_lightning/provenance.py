@@ -5,10 +5,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai")
@@ -40,6 +42,18 @@ def peak_memory_gib() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def cpu_minutes() -> float:
+    """Processor time of this process and its children up to now, in minutes: what a run costs on a busy machine too."""
+    own = psutil.Process()
+    seconds = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # gone meanwhile; then among the children's times of its parent
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    finished = own.cpu_times()
+    return (seconds + finished.children_user + finished.children_system) / 60
 
 
 def _commit() -> str | None:

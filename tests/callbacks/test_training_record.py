@@ -32,5 +32,15 @@ def test_minutes_add_up_over_resumed_runs(monkeypatch):
     assert second.state_dict()["minutes"] == 3.0
 
 
+def test_processor_time_is_that_of_the_run():
+    record = TrainingRecord()
+    record.load_state_dict({"cpu_minutes": 7.0})
+    record.on_fit_start(FakeTrainer(), L.LightningModule())
+    before = time.process_time()
+    while time.process_time() - before < 0.3:  # work
+        pass
+    assert 7 + 0.3 / 60 <= record.state_dict()["cpu_minutes"] < 7.2
+
+
 def test_without_training_there_is_nothing_to_tell():
     assert TrainingRecord().state_dict() == {}

@@ -7,14 +7,15 @@ from typing import Any
 import lightning as L
 
 from rare_lightning.data.datamodule import Batch
-from rare_lightning.provenance import describe_process, peak_memory_gib
+from rare_lightning.provenance import cpu_minutes, describe_process, peak_memory_gib
 
 
 class TrainingRecord(L.Callback):
     """Puts command, seed, commit, hardware, duration and memory into checkpoints, for the reports made from them.
 
-    ``step_seconds`` is the median time of a training step without the wait for its data, ``peak_memory_gib`` the most
-    memory that the process held (that its tensors held, on a GPU), validation included.
+    ``minutes`` is wall time, ``cpu_minutes`` the processor time of the process and its loaders. ``step_seconds`` is the
+    median time of a training step without the wait for its data, ``peak_memory_gib`` the most memory that the process
+    held (that its tensors held, on a GPU), validation included.
 
     Attributes:
         record: Of the training that made the loaded checkpoint, or goes on; empty before either.
@@ -23,6 +24,7 @@ class TrainingRecord(L.Callback):
     def __init__(self) -> None:
         self.record: dict[str, Any] = {}
         self._earlier_minutes = 0.0
+        self._earlier_cpu_minutes = 0.0
         self._started: float | None = None
         self._step_started = 0.0
         self._step_seconds: list[float] = []
@@ -30,6 +32,7 @@ class TrainingRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run adds to the minutes it had."""
         self._earlier_minutes = self.record.get("minutes", 0.0)
+        self._earlier_cpu_minutes = self.record.get("cpu_minutes", 0.0) - cpu_minutes()
         self._started = time.monotonic()
         self.record = describe_process()
 
@@ -53,6 +56,7 @@ class TrainingRecord(L.Callback):
         """The record, with what was measured up to now."""
         if self._started is not None:
             self.record["peak_memory_gib"] = peak_memory_gib()
+            self.record["cpu_minutes"] = self._earlier_cpu_minutes + cpu_minutes()
             self.record["minutes"] = self._earlier_minutes + (time.monotonic() - self._started) / 60
         if self._step_seconds:
             self.record["step_seconds"] = median(self._step_seconds)

@@ -206,8 +206,9 @@ def _training(comparison: Comparison) -> list[Block]:
     rows = []
     for method in comparison.methods:
         record = method.summary.get("training") or {}
-        minutes = record.get("minutes")
-        row = {"method": method.name, "epochs": record.get("epochs"), "minutes": minutes and f"{minutes:.1f}"}
+        row = {"method": method.name, "epochs": record.get("epochs")}
+        for name in ("minutes", "cpu_minutes"):
+            row[name.replace("_", " ")] = f"{record[name]:.1f}" if name in record else None
         row |= {name: record.get(name) for name in ("seed", "commit", "hardware")}
         rows.append({key: "-" if value is None else str(value) for key, value in row.items()})
     known = any(method.summary.get("training") for method in comparison.methods)
