@@ -197,7 +197,7 @@ def _costs(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> lis
             if level != MEAN:
                 ms = cost.milliseconds.get(level) if cost else None
                 ratio = f" (x{ms / reference[level]:.2f})" if ms and level in reference else ""
-                row[f"level {level}"] = f"{ms:.3g} ms{ratio}" if ms else "-"
+                row[f"level {level}"] = f"{_digits(ms)} ms{ratio}" if ms else "-"
         rows.append(row)
     return [Heading("Parameters and inference time"), Paragraph(timed), *([Table(rows)] if costs else [])]
 
@@ -213,6 +213,11 @@ def _training(comparison: Comparison) -> list[Block]:
         rows.append({key: "-" if value is None else str(value) for key, value in row.items()})
     known = any(method.summary.get("training") for method in comparison.methods)
     return [Heading("Training"), Table(rows)] if known else []
+
+
+def _digits(milliseconds: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def _number(value: float, digits: int) -> str:
