@@ -64,7 +64,7 @@ def comparison_section(folder: Path) -> list[str]:
             training = facts["training"] or {}
             trained = f"{training['epochs']} epochs, {training['minutes']:.0f} min" if "minutes" in training else ""
             rows.append(
-                {"method": method, "training": trained}
+                {"method": method, "kept after": trained}
                 | {f"level {level}" if level != "mean" else level: means[method, truth, level] for level in levels}
             )
         lines += [f"Against the `{truth}` truth:", "", markdown_table(rows), ""]
