@@ -264,7 +264,7 @@ def test_runs_of_rare_are_timed_and_shown(tested, tmp_path):
     assert "without a picture: pictureless." in page
     assert re.search(r"\| tiny \| [\d,]+ \| [\d.e+]+ ms \(x1\.00\) \|", page)
     assert "| pictureless | - | - | - |" in page
-    assert re.search(r"\| tiny \| 1 \| [\d.]+ \| 0 \| ", page)  # epochs, minutes, seed
+    assert re.search(r"\| tiny \| 1 \| [\d.]+ \| [\d.]+ \| 0 \| ", page)  # epochs, minutes, seed
     assert not any(math.isnan(ms) for ms in record["costs"]["again"]["milliseconds"].values())
     # No picture of an earlier comparison stays.
     assert compare(tmp_path / "out", pictureless, f"b={pictureless}")[0] == 0
