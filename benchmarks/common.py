@@ -1,11 +1,8 @@
-"""What the benchmarks share: arguments, interleaved timing, tables and records."""
+"""What the benchmarks share: arguments, tables and records."""
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rare_lightning.provenance import describe_process
@@ -19,19 +16,6 @@ def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default=value, **many)
     parser.add_argument("--output", type=Path, help="JSON file for benchmarks/write_results.py")
     return parser.parse_args()
-
-
-def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task, taken in turns so that a busy moment of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # warm-up
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in seconds.items()}
 
 
 def block(size: list[int]) -> str:

@@ -81,16 +81,8 @@ def run_nnunet(args: argparse.Namespace) -> list[str]:
     first = args.output / args.methods[0]
     data = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))["data"]
     same = [f"--{name}={json.dumps(data[name])}" for name in ("levels", "depth", "strides", "spacing")]
-    words = [
-        "nnunet",
-        "--root",
-        args.root,
-        "--output",
-        str(folder),
-        "--environment",
-        str(args.nnunet_environment),
-        *same,
-    ]
+    words = ["nnunet", "--root", args.root, "--output", str(folder), *same]
+    words += ["--environment", str(args.nnunet_environment)]
     words += ["--splits_file", str(first / "splits.json"), "--minutes", str(args.minutes), "--mirror", "false"]
     run(words + (["--iterations", str(args.nnunet_iterations)] if args.nnunet_iterations else []))
     return [f"nnunet-v2-{route}={folder / route}" for route in ("native", "upsampled")]

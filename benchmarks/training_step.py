@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common import arguments, block, interleaved, save
+from common import arguments, block, save
 from rare_lightning.evaluation.tables import markdown_table
+from rare_lightning.inference.forward_times import interleaved
 from rare_lightning.networks import Prediction, Pyramid, RAREUNet, UNet
 from rare_lightning.networks.grids import block_average
 from rare_lightning.objectives import MultiResolutionLoss

@@ -47,13 +47,11 @@ def peak_memory_gib() -> float | None:
 def cpu_minutes() -> float:
     """Processor time of this process and its children up to now, in minutes: what a run costs on a busy machine too."""
     own = psutil.Process()
-    seconds = 0.0
-    for process in (own, *own.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):  # gone meanwhile; then among the children's times of its parent
-            times = process.cpu_times()
-            seconds += times.user + times.system
-    finished = own.cpu_times()
-    return (seconds + finished.children_user + finished.children_system) / 60
+    seconds = sum(own.cpu_times()[:4])  # in user and system mode, and of children that have ended
+    for child in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile
+            seconds += sum(child.cpu_times()[:2])
+    return float(seconds) / 60
 
 
 def _commit() -> str | None:

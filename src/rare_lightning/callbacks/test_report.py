@@ -18,13 +18,10 @@ from rare_lightning.evaluation.tables import (
     describe_summary,
     format_spacing,
     mean_defined,
-    summarize,
     terminal_table,
-    write_cases,
-    write_summary,
+    write_scores,
 )
 from rare_lightning.module import LevelResult, SegmentationModule
-from rare_lightning.provenance import describe_process
 
 
 class TestReport(L.Callback):
@@ -73,19 +70,12 @@ class TestReport(L.Callback):
         rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
         slices = {case: pieces for _, part, _ in gathered for case, pieces in part.items()}
         sizes = {case: size for _, _, part in gathered for case, size in part.items()}
-        summary = {
-            "protocol": {
-                "label_downsampling": trainer.datamodule.label_downsampling,  # type: ignore[attr-defined]
-                "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
-            },
-            "median_size": np.median(list(sizes.values()), axis=0).astype(int).tolist(),  # in voxels of level 0
-            **summarize(rows),
-            "test": describe_process(),
-            "training": _training_record(trainer),
+        protocol = {
+            "label_downsampling": trainer.datamodule.label_downsampling,  # type: ignore[attr-defined]
+            "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_cases(rows, self.folder / "cases.csv")
-        write_summary(summary, self.folder / "summary.json")
+        median_size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
+        summary = write_scores(rows, self.folder, protocol, _training_record(trainer), median_size)
         write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
         plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
         plot_montage(_median_and_worst(slices), pl_module.class_names, self.folder / "montage.png")

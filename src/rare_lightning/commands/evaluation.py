@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 
 from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nnunet
+from rare_lightning.commands.output import output_folder
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import LabelDownsampling
 from rare_lightning.data.task import read_task
@@ -17,10 +18,9 @@ from rare_lightning.evaluation.figures import plot_dice_by_resolution
 from rare_lightning.evaluation.label_maps import score_label_maps
 from rare_lightning.evaluation.methods import read_methods
 from rare_lightning.evaluation.protocol import TRUTHS
-from rare_lightning.evaluation.tables import summarize, terminal_table, write_cases, write_summary
+from rare_lightning.evaluation.tables import terminal_table, write_scores
 from rare_lightning.inference import Segmenter
 from rare_lightning.inference.forward_times import time_forwards
-from rare_lightning.provenance import describe_process
 
 
 def evaluate(
@@ -59,20 +59,9 @@ def evaluate(
         for level, predicted in zip(levels, predictions, strict=True)
         for row in score_label_maps(Path(predicted).expanduser(), label_folder, level, names, nsd_tolerance_mm)
     ]
-    summary = {
-        "protocol": {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm},
-        **summarize(rows),
-        "test": describe_process(),
-        "training": None,
-    }
-    folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_cases(rows, folder / "cases.csv")
-        write_summary(summary, folder / "summary.json")
+    with output_folder(output) as folder:
+        summary = write_scores(rows, folder, {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}, None)
         plot_dice_by_resolution(summary, folder / "dice_by_resolution.png")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     Console().print(terminal_table(summary, "fine"))
     print(f"Report in {folder}: cases.csv, summary.json, dice_by_resolution.png")
 
@@ -100,12 +89,9 @@ def compare(
         raise UserError(f"--repeats ({repeats}) and --size {list(size or ())} must be positive")
     comparison = Comparison(read_methods(runs))
     costs, timed = _costs(comparison, size, repeats) if timing else ({}, "Not measured.")
-    folder = Path(output).expanduser()
-    try:
+    with output_folder(output) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         write_comparison(comparison, costs, timed, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     console = Console()
     for truth in TRUTHS:
         console.print(comparison_table(comparison, truth))
@@ -212,8 +198,5 @@ def nnunet(
         test_fraction=test_fraction,
         splits_file=splits_file,
     )
-    folder = Path(output).expanduser()
-    try:
+    with output_folder(output) as folder:
         compare_nnunet(data, folder, Path(environment).expanduser(), settings, nsd_tolerance_mm, dry_run)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rare_lightning.callbacks import PredictionWriter
+from rare_lightning.commands.output import output_folder
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
@@ -70,12 +71,10 @@ def predict(
     done = {scan.name for scan in scans if writer.path_of(scan).exists()}
     if done and not resume:
         raise UserError(f"{folder}: holds answers already ({', '.join(sorted(done)[:3])}, ...): --resume skips those")
-    try:
+    with output_folder(output):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     waiting = [scan for scan in scans if scan.name not in done]
     if done:
         print(f"{len(done)} of {len(scans)} scans have answers and are skipped")
@@ -116,14 +115,11 @@ def export(ckpt_path: str, format: Format, output: str, level: int | Literal["al
     levels = list(segmenter.level_strides) if level == "all" else [level]
     if not set(levels) <= set(segmenter.level_strides):
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
-    folder = Path(output).expanduser()
-    try:
+    with output_folder(output) as folder:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty; choose a new folder")
         needed = {entry: segmenter.forward_bytes(entry) for entry in levels}
         differences = export_network(segmenter.networks[0], segmenter.facts, needed, folder, format, levels)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     for entry, difference in differences.items():
         print(f"level {entry}: probabilities differ from PyTorch's by at most {difference:.1e}")
     print(f"Next: rare predict --ckpt_path {folder} --input SCANS --output FOLDER")
@@ -163,16 +159,13 @@ def benchmark(
         if len(found) > 1:
             raise UserError(f"--input {input}: holds {len(found)} scans; give one")
         scan, what = read_scan(found[0]), found[0].name
-    folder = Path(output).expanduser()
-    try:
+    with output_folder(output) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".running-") as temporary:
             chosen = engines or installed_engines()
             timings = time_stages(segmenter, scan, chosen, Path(temporary), repeats, print)
         note = f"{what}, {torch.get_num_threads()} threads, median of {repeats}"
         write_timings(as_rows(timings, segmenter), note, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
 
 

@@ -1,8 +1,6 @@
 """Synthetic Decathlon tasks, drawn as label maps and turned into scans by TorchIO."""
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 import torchio as tio
 
+from rare_lightning.data.folders import appearing
 from rare_lightning.errors import UserError
 
 PhantomKind = Literal["hippocampus", "brats"]
@@ -52,14 +51,8 @@ def make_phantom(
     extent = size or ([35, 50, 36] if kind == "hippocampus" else [64, 72, 56])
     if len(extent) != 3 or min(extent) < 24:
         raise UserError(f"size must be three numbers >= 24: {extent}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
+    with appearing(target) as scratch:
         _write_task(scratch, kind, cases, unlabelled, seed, (extent[0], extent[1], extent[2]))
-        scratch.chmod(0o755)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_task(

@@ -11,13 +11,11 @@ from rich.table import Table as TerminalTable
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.document import Block, Heading, Paragraph, Picture, Table
-from rare_lightning.evaluation.protocol import TRUTHS, Truth
+from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Truth
 from rare_lightning.evaluation.statistics import RESAMPLES
+from rare_lightning.evaluation.tables import three_digits
 
-AGAINST: dict[Truth, str] = {
-    "level": "`level` truth, the label on the level grid",
-    "fine": "`fine` truth, the full-resolution label",
-}
+AGAINST = {truth: f"`{truth}` truth, the {label}" for truth, label in TRUTH_LABELS.items()}
 SIGNIFICANT = 0.05
 
 
@@ -197,7 +195,7 @@ def _costs(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> lis
             if level != MEAN:
                 ms = cost.milliseconds.get(level) if cost else None
                 ratio = f" (x{ms / reference[level]:.2f})" if ms and level in reference else ""
-                row[f"level {level}"] = f"{_digits(ms)} ms{ratio}" if ms else "-"
+                row[f"level {level}"] = f"{three_digits(ms)} ms{ratio}" if ms else "-"
         rows.append(row)
     return [Heading("Parameters and inference time"), Paragraph(timed), *([Table(rows)] if costs else [])]
 
@@ -213,11 +211,6 @@ def _training(comparison: Comparison) -> list[Block]:
         rows.append({key: "-" if value is None else str(value) for key, value in row.items()})
     known = any(method.summary.get("training") for method in comparison.methods)
     return [Heading("Training"), Table(rows)] if known else []
-
-
-def _digits(milliseconds: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -9,9 +9,8 @@ import torch
 
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.protocol import Row
+from rare_lightning.evaluation.protocol import Row, score_classes
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
-from rare_lightning.metrics import score_class
 
 
 def score_label_maps(
@@ -48,10 +47,9 @@ def score_label_maps(
         brought = _to_grid(prediction, grid, true_grid)
         if brought is None:
             raise UserError(f"{scan.paths[0]}: lies outside of {truths[name].paths[0]}; check origin and direction")
-        for value, class_name in enumerate(class_names[1:], start=1):
-            masks = torch.from_numpy(brought == value), torch.from_numpy(truth == value)
-            scores = score_class(*masks, true_grid.spacing, tolerance_mm)
-            rows.append(Row(name, level, grid.canonical_spacing, "fine", class_name, scores))
+        pair = torch.from_numpy(brought), torch.from_numpy(truth)
+        by_class = score_classes(*pair, true_grid.spacing, class_names, tolerance_mm)
+        rows += [Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_class.items()]
     return rows
 
 
@@ -75,10 +73,8 @@ def _to_grid(label_map: np.ndarray, grid: Geometry, target: Geometry) -> np.ndar
     if grid == target:
         return label_map
     outside = 255  # no class: a label map has fewer
-    reference = sitk.Image(list(target.size), sitk.sitkUInt8)
-    reference.SetSpacing(target.spacing)
-    reference.SetOrigin(target.origin)
-    reference.SetDirection(target.direction)
-    image = sitk.Resample(grid.stamp(label_map), reference, sitk.Transform(), sitk.sitkNearestNeighbor, outside)
+    where = target.origin, target.spacing, target.direction
+    nearest = sitk.sitkNearestNeighbor
+    image = sitk.Resample(grid.stamp(label_map), target.size, sitk.Transform(), nearest, *where, outside)
     brought = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     return None if (brought == outside).all() else np.where(brought == outside, 0, brought)

@@ -13,6 +13,7 @@ from rare_lightning.networks.heads import Grid
 
 Truth = Literal["level", "fine"]
 TRUTHS: tuple[Truth, ...] = ("level", "fine")
+TRUTH_LABELS: dict[Truth, str] = {"level": "label on the level grid", "fine": "full-resolution label"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,19 @@ def score_level(
     rows = []
     for truth in TRUTHS:
         spacing = level_spacing if truth == "level" else base_spacing
-        for value, name in enumerate(class_names[1:], start=1):
-            scores = score_class(predictions[truth] == value, truths[truth] == value, spacing, tolerance_mm)
-            rows.append(Row(case, level, level_spacing, truth, name, scores))
+        by_class = score_classes(predictions[truth], truths[truth], spacing, class_names, tolerance_mm)
+        rows += [Row(case, level, level_spacing, truth, name, scores) for name, scores in by_class.items()]
     return rows
+
+
+def score_classes(
+    prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], class_names: Sequence[str], tolerance_mm: float
+) -> dict[str, Scores]:
+    """Scores by foreground class of class indices ``(D, H, W)`` on a grid of that spacing, in mm per axis."""
+    return {
+        name: score_class(prediction == value, truth == value, spacing, tolerance_mm)
+        for value, name in enumerate(class_names[1:], start=1)
+    }
 
 
 def without_padding(volume: Tensor, shape: Sequence[int], stride: Size3 = (1, 1, 1)) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 from rich.table import Table
 
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
+from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Row, Truth
 from rare_lightning.metrics import Scores
+from rare_lightning.provenance import describe_process
 
 COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
 
@@ -29,6 +30,11 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     names = list(rows[0])
     lines = [names, ["---", *["---:"] * (len(names) - 1)], *[list(row.values()) for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def three_digits(value: float) -> str:
+    """Three digits, without an exponent where there are more before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def write_cases(rows: Iterable[Row], path: Path) -> None:
@@ -88,10 +94,38 @@ def write_summary(summary: dict[str, Any], path: Path) -> None:
         part.write_text(json.dumps(_without_nan(summary), indent=2) + "\n", encoding="utf-8")
 
 
+def write_scores(
+    rows: Sequence[Row],
+    folder: Path,
+    protocol: dict[str, Any],
+    training: dict[str, Any] | None,
+    median_size: list[int] | None = None,
+) -> dict[str, Any]:
+    """Write ``cases.csv`` and ``summary.json``, what every scored method leaves; returns the summary.
+
+    Args:
+        rows: All scores.
+        folder: Made if it does not exist.
+        protocol: What was scored how: ``label_downsampling`` and ``nsd_tolerance_mm``.
+        training: How the method was trained, if that is known.
+        median_size: Of the scans in voxels of level 0, where there are scans.
+    """
+    summary = {
+        "protocol": protocol,
+        **({"median_size": median_size} if median_size is not None else {}),
+        **summarize(rows),
+        "test": describe_process(),
+        "training": training,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cases(rows, folder / "cases.csv")
+    write_summary(summary, folder / "summary.json")
+    return summary
+
+
 def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
     """Levels down, classes and scores across."""
-    against = "label on the level grid" if truth == "level" else "full-resolution label"
-    table = Table(title=f"{truth} truth ({against}), {summary['cases']} cases")
+    table = Table(title=f"{truth} truth ({TRUTH_LABELS[truth]}), {summary['cases']} cases")
     levels = summary[truth]["levels"]
     class_names = list(next(iter(levels.values()))["classes"])
     scores = ["Dice mean", "HD95 mm", "NSD", "volume diff."]

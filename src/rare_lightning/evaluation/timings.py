@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rare_lightning.evaluation.tables import markdown_table, replacing
+from rare_lightning.evaluation.tables import markdown_table, replacing, three_digits
 from rare_lightning.provenance import describe_process
 
 TimingRow = dict[str, Any]
@@ -56,5 +56,4 @@ def _plot(rows: Sequence[TimingRow], note: str, path: Path) -> None:
 
 
 def _rounded(value: Any) -> str:
-    """Three digits."""
-    return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return three_digits(value) if isinstance(value, float) else str(value)

@@ -1,9 +1,11 @@
 """How long the networks of several checkpoints take for a volume at each level, beside each other in one process."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -26,23 +28,37 @@ def time_forwards(segmenters: Mapping[str, Segmenter], size: Size3, repeats: int
     """
     seconds: dict[str, dict[int, float]] = {name: {} for name in segmenters}
     for level in sorted({level for segmenter in segmenters.values() for level in segmenter.level_strides}):
-        alike = {name: segmenter for name, segmenter in segmenters.items() if level in segmenter.level_strides}
-        runs: dict[str, list[float]] = {name: [] for name in alike}
-        for _ in range(repeats + 1):  # in turns, so that a busy moment of the machine hits all alike
-            for name, segmenter in alike.items():
-                runs[name].append(_forward(segmenter, level, size))
-        for name, measured in runs.items():
-            seconds[name][level] = median(measured[1:])
+        forwards = {
+            name: _forward(segmenter, level, size)
+            for name, segmenter in segmenters.items()
+            if level in segmenter.level_strides
+        }
+        for name, measured in interleaved(forwards, repeats).items():
+            seconds[name][level] = measured
     return seconds
 
 
-def _forward(segmenter: Segmenter, level: int, size: Size3) -> float:
+def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task, taken in turns so that a busy moment of the machine hits all alike.
+
+    Args:
+        tasks: By name.
+        repeats: Runs of each, after one that does not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats + 1):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
+def _forward(segmenter: Segmenter, level: int, size: Size3) -> Callable[[], Any]:
     stride, deepest = segmenter.level_strides[level], segmenter.level_strides[max(segmenter.level_strides)]
     shape = round_up(
         [ceil(n / s) for n, s in zip(size, stride, strict=True)],
         [whole // part for whole, part in zip(deepest, stride, strict=True)],
     )
     image = torch.randn(1, len(segmenter.channels), *shape)
-    started = time.perf_counter()
-    segment_level(segmenter.networks[0], level, image, segmenter.window_size)
-    return time.perf_counter() - started
+    return partial(segment_level, segmenter.networks[0], level, image, segmenter.window_size)

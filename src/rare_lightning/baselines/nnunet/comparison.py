@@ -2,8 +2,8 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -37,9 +37,8 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.tables import replacing, summarize, terminal_table, write_cases, write_summary
+from rare_lightning.evaluation.tables import replacing, terminal_table, write_scores
 from rare_lightning.networks.heads import Grid
-from rare_lightning.provenance import describe_process
 
 
 def compare_nnunet(
@@ -81,8 +80,8 @@ def compare_nnunet(
     _write_data(data, folders)
     for step in steps:
         run_step(step, folders, environment)
-    for route in ROUTES:
-        _write_report(route, data, folders, nsd_tolerance_mm)
+    for route, rows in _score(data, folders, nsd_tolerance_mm).items():
+        _write_report(route, rows, data, folders, nsd_tolerance_mm)
 
 
 def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
@@ -121,32 +120,35 @@ def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
     return level_scans(data.preprocessing.on_base_grid(case), data.strides, data.label_downsampling)
 
 
-def _write_report(route: Route, data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> None:
-    """``ROUTE/test/cases.csv`` and ``summary.json``, and the table on the terminal."""
-    classes = data.task.classes
-    rows: list[Row] = []
+def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> dict[Route, list[Row]]:
+    """Scores of the answers to every test case, by route."""
+    rows: dict[Route, list[Row]] = {route: [] for route in ROUTES}
     for case in cases_of(data.task, data.split.test):
         scans = _scans_of(case, data)
+        for route in ROUTES:
+            softmax_of = partial(_answer, data, folders, route, case.case_id)
+            rows[route] += score_case(case.case_id, scans, softmax_of, data.task.classes, nsd_tolerance_mm)
+    return rows
 
-        def softmax_of(scan: LevelScan, case_id: str = case.case_id) -> tuple[Tensor, Grid]:
-            grid: Grid = "base" if route == "upsampled" else "level"
-            shape = [n * (s if grid == "base" else 1) for n, s in zip(scan.label.shape, scan.stride, strict=True)]
-            # At level 0 both routes are one.
-            folder = folders.answers(route if route_levels(route, [scan.level]) else "native")
-            return read_softmax(folder / f"{scan_name(case_id, scan.level)}.npz", len(classes), shape), grid
 
-        rows += score_case(case.case_id, scans, softmax_of, classes, nsd_tolerance_mm)
-    rows.sort(key=lambda row: (row.case, row.level, TRUTHS.index(row.truth)))
-    summary: dict[str, Any] = {
-        "protocol": {"label_downsampling": data.label_downsampling, "nsd_tolerance_mm": nsd_tolerance_mm},
-        **summarize(rows),
-        "test": describe_process(),
-        "training": training_record(folders),
-    }
+def _answer(
+    data: DecathlonDataModule, folders: Folders, route: Route, case_id: str, scan: LevelScan
+) -> tuple[Tensor, Grid]:
+    """nnU-Net's softmax ``(C, D, H, W)`` of a scan, and the grid it is on."""
+    grid: Grid = "base" if route == "upsampled" else "level"
+    shape = [n * (s if grid == "base" else 1) for n, s in zip(scan.label.shape, scan.stride, strict=True)]
+    # At level 0 both routes are one.
+    folder = folders.answers(route if route_levels(route, [scan.level]) else "native")
+    return read_softmax(folder / f"{scan_name(case_id, scan.level)}.npz", len(data.task.classes), shape), grid
+
+
+def _write_report(
+    route: Route, rows: list[Row], data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float
+) -> None:
+    """``ROUTE/test/cases.csv`` and ``summary.json``, and the table on the terminal."""
     folder = folders.root / route / "test"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_cases(rows, folder / "cases.csv")
-    write_summary(summary, folder / "summary.json")
+    protocol = {"label_downsampling": data.label_downsampling, "nsd_tolerance_mm": nsd_tolerance_mm}
+    summary = write_scores(rows, folder, protocol, training_record(folders))
     console = Console()
     console.print(f"nnU-Net, {route} scans: {folder}", highlight=False)
     for truth in TRUTHS:

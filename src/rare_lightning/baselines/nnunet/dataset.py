@@ -4,9 +4,7 @@ import gzip
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ import numpy as np
 import torchio as tio
 from torch import Tensor
 
+from rare_lightning.data.folders import appearing
 from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Case, Task
@@ -76,7 +75,7 @@ def write_dataset(task: Task, split: Split, folder: Path) -> None:
         folder: ``nnUNet_raw/DatasetNNN_NAME``; appears whole or not at all.
     """
     cases = [case for case in task.cases if case.case_id in {*split.train, *split.val}]
-    with _appearing(folder) as scratch:
+    with appearing(folder) as scratch:
         for name in ("imagesTr", "labelsTr"):
             (scratch / name).mkdir()
         for case in cases:
@@ -108,7 +107,7 @@ def write_scans(cases: Iterable[tuple[str, list[LevelScan]]], folder: Path) -> N
         cases: Case ids with their scans, level 0 first.
         folder: Appears whole or not at all.
     """
-    with _appearing(folder) as scratch:
+    with appearing(folder) as scratch:
         for route in ROUTES:
             (scratch / route).mkdir()
         for case_id, scans in cases:
@@ -171,16 +170,3 @@ def _write_scan(image: Tensor, affine: np.ndarray, folder: Path, name: str) -> N
         file.set_qform(affine, code=1)
         file.header.set_xyzt_units("mm")
         file.to_filename(folder / f"{name}_{channel:04d}.nii.gz")
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Context: a scratch folder that becomes ``folder`` if all went well, and is removed otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # a temporary folder is its owner's alone
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -108,6 +108,5 @@ class RareTrainer(recursive_find_trainer_class_by_name(TRAINER)):  # type: ignor
     def minutes(self) -> float:
         """Spent in epochs so far, those of an interrupted run included."""
         starts, ends = (self.logger.get_value(f"epoch_{which}_timestamps", step=None) for which in ("start", "end"))
-        return (
-            float(sum(end - start for start, end in zip(starts, ends, strict=False))) / 60
-        )  # the running one has no end
+        # The running epoch has no end yet.
+        return float(sum(end - start for start, end in zip(starts, ends, strict=False))) / 60
