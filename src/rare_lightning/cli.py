@@ -19,6 +19,7 @@ from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.download import find_task
 from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
@@ -73,9 +74,10 @@ class RareCLI(LightningCLI):
         for name in ("levels", "depth", "strides"):
             parser.link_arguments(f"data.{name}", network + name)
         parser.link_arguments("data.patch_size", "model.window_size")
-        parser.link_arguments("data.root", network + "in_channels", compute_fn=_count_channels)
-        parser.link_arguments("data.root", network + "out_channels", compute_fn=_count_classes)
-        parser.link_arguments("data.root", "model.class_names", compute_fn=_class_names)
+        task = ("data.root", "data.download")
+        parser.link_arguments(task, network + "in_channels", compute_fn=_count_channels)
+        parser.link_arguments(task, network + "out_channels", compute_fn=_count_classes)
+        parser.link_arguments(task, "model.class_names", compute_fn=_class_names)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given to :func:`main`."""
@@ -142,6 +144,7 @@ COMMANDS = {
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
     "evaluate": "Score label maps of any tool: rare evaluate --predictions FOLDER --labels FOLDER --output FOLDER",
     "compare": "Lay tests beside each other, with intervals and paired tests: rare compare RUN... --output FOLDER",
+    "data download": "Download a Decathlon task: rare data download hippocampus --root FOLDER",
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
     "nnunet": "Train nnU-Net on the same cases and score it alike: rare nnunet --root ROOT --output FOLDER",
@@ -155,7 +158,7 @@ commands:
 {}
 
 rare COMMAND --help lists the options of a command.""".format(
-    "\n".join(f"  {name:<12}{purpose}" for name, purpose in COMMANDS.items())
+    "\n".join(f"  {name:<15}{purpose}" for name, purpose in COMMANDS.items())
 )
 
 
@@ -264,16 +267,16 @@ def _plan_network(config: Namespace) -> None:
     arguments.patch_size = list(config.data.patch_size or median_size(cases, tuple(arguments.spacing)))
 
 
-def _count_channels(root: str) -> int:
-    return len(read_task(root).channels)
+def _count_channels(root: str, download: bool | str) -> int:
+    return len(find_task(root, download).channels)
 
 
-def _count_classes(root: str) -> int:
-    return len(read_task(root).classes)
+def _count_classes(root: str, download: bool | str) -> int:
+    return len(find_task(root, download).classes)
 
 
-def _class_names(root: str) -> list[str]:
-    return list(read_task(root).classes)
+def _class_names(root: str, download: bool | str) -> list[str]:
+    return list(find_task(root, download).classes)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from rare_lightning.commands.evaluation import compare, evaluate, nnunet
 from rare_lightning.commands.inference import benchmark, export, predict
 from rare_lightning.data import make_phantom
+from rare_lightning.data.download import download
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
 
@@ -37,6 +38,7 @@ LISTS = {
 }
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "data download": download,
     "data check": check_data,
     "phantom": make_phantom,
     "predict": predict,
@@ -56,7 +58,9 @@ def parser_of(name: str, purpose: str) -> ArgumentParser:
         required = {"required": True} if word.startswith("--") else {"metavar": "RUN"}
         parser.add_argument(word, nargs="+", help=meaning, **required)
     parser.add_function_arguments(
-        COMMANDS[name], as_positional=name in ("data check", "phantom"), skip={word.lstrip("-") for word in lists}
+        COMMANDS[name],
+        as_positional=name in ("data download", "data check", "phantom"),
+        skip={word.lstrip("-") for word in lists},
     )
     for action in parser._actions:
         if action.option_strings and action.default is False:  # a switch does without a value

@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
+from rare_lightning.data.download import find_task
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.splits import Split, make_split, read_split
-from rare_lightning.data.task import Case, read_task
+from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3, level_stride, stage_strides
 
@@ -51,6 +52,9 @@ class DecathlonDataModule(L.LightningDataModule):
         test_fraction: Share of cases held out for ``rare test``.
         splits_file: Use this split instead (nnU-Net's ``splits_final.json`` is understood).
         cache_dir: Where preprocessed cases are kept; ``~/.cache/rare_lightning`` if None.
+        download: Make ``root`` from the public archive of the task that its name says, if it is not there. Instead of
+            True, the URL of another folder with the archives. Done at once, since channels, classes and split are read
+            from ``dataset.json``; processes that start together wait for the first.
 
     Raises:
         UserError: For anything wrong with the data; all broken cases are listed at once.
@@ -79,6 +83,7 @@ class DecathlonDataModule(L.LightningDataModule):
         test_fraction: float = 0.2,
         splits_file: str | None = None,
         cache_dir: str | None = None,
+        download: bool | str = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -97,7 +102,7 @@ class DecathlonDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        self.task = read_task(root)
+        self.task = find_task(root, download)
         case_ids = [case.case_id for case in self.task.cases]
         if splits_file is not None:
             self.split = read_split(splits_file, fold, case_ids)
