@@ -49,12 +49,25 @@ def corrupt(path):
     path.write_bytes(gzip.compress(bytes(content)))
 
 
+def claim(path, size):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = size.to_bytes(2, "little") * 3
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 BREAKAGES = {
     "missing image": (lambda c: c.image.unlink(), "imagesTr.*: file not found"),
     "missing label": (lambda c: c.label.unlink(), "labelsTr.*: file not found"),
     "truncated gzip": (lambda c: truncate(c.image), "imagesTr.*cannot be read"),
     "not gzip": (lambda c: c.label.write_bytes(b"<html>"), "labelsTr.*cannot be read"),
     "broken header": (lambda c: corrupt(c.image), "imagesTr.*cannot be read"),
+    "a header that claims 64 TB": (lambda c: claim(c.image, 32767), "imagesTr.*describes 7036.* bytes, it holds"),
+    "a header that claims less": (lambda c: claim(c.image, 20), "imagesTr.*describes .* bytes, it holds more"),
+    "NaN in the label": (lambda c: edit(c.label, with_nan), "labelsTr.*: 2 voxels are NaN or infinite"),
+    "label in place of its image": (
+        lambda c: shutil.copy(c.label, c.image),
+        "imagesTr.*: holds the voxels of its label",
+    ),
     "shape": (lambda c: edit(c.label, lambda a: a[1:]), "image shape .* differs from label shape"),
     "spacing": (lambda c: set_header(c.label, Spacing=(1, 1, 1.01)), "image spacing .* differs from label spacing"),
     "origin": (lambda c: set_header(c.label, Origin=(500, 0, 0)), "different places"),

@@ -47,6 +47,16 @@ def test_a_case_on_the_base_grid_is_only_normalised(tmp_path, blob):
     assert subject.label.data.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.float64])
+def test_scans_of_64_bits_are_read(tmp_path, blob, kind):
+    case = write_case(tmp_path, blob.astype(kind), PERMUTED)
+    label = sitk.ReadImage(case.label)
+    sitk.WriteImage(sitk.Cast(label, sitk.sitkInt64), case.label)
+    subject = Preprocessing((1.0, 1.0, 1.0)).on_base_grid(case)
+    assert sorted(subject.image.data.flatten().tolist()) == sorted(blob.astype(kind).flatten().tolist())
+    assert subject.label.data.dtype == torch.uint8
+
+
 @pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE])
 def test_storage_order_does_not_move_the_anatomy(tmp_path, blob, direction):
     case = write_case(tmp_path, blob, direction, (1, 1.5, 2))

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
@@ -19,23 +18,26 @@ GEOMETRY_TOLERANCE = 1e-3
 def find_problems(case: Case, task: Task) -> list[str]:
     """One line for each problem of a case; empty if it can be used.
 
-    Found: missing or unreadable files (truncated gzip among them), shapes, spacings or affines that differ between
-    image and label, NaN or infinite voxels, constant channels, a wrong number of channels, unknown label values.
+    Found: missing or unreadable files (truncated ones among them, and headers that claim other sizes), shapes, spacings
+    or affines that differ between image and label, NaN or infinite voxels, voxels that not every reader sees alike,
+    constant channels, a wrong number of channels, unknown label values, a label in place of its image.
     """
     problems = []
     loaded = []
     for path, kind in ((case.image, tio.ScalarImage), (case.label, tio.LabelMap)):
         try:
+            # Before ITK, which would make room for as many voxels as a broken header claims.
+            voxels = read_nifti(path) if is_nifti(path) else None
             image = kind(path)
             image.load()
-            loaded.append((image, read_nifti(path) if is_nifti(path) else image.numpy()))
+            loaded.append((image, image.numpy() if voxels is None else _channels_first(voxels)))
         # Readers raise whatever they like on broken bytes; each becomes a line of the report.
         except Exception as error:
             what = "file not found" if not Path(path).is_file() else f"cannot be read ({reason(error)})"
             problems.append(f"{case.case_id}: {path}: {what}")
     if problems:
         return problems
-    (image, data), (label, _) = loaded
+    (image, data), (label, label_data) = loaded
 
     if image.spatial_shape != label.spatial_shape:
         problems.append(
@@ -55,15 +57,19 @@ def find_problems(case: Case, task: Task) -> list[str]:
             f"{case.image}: {image.num_channels} channels, dataset.json lists {len(task.channels)} "
             f"({', '.join(task.channels)})"
         )
-    finite = np.isfinite(data)
-    if not finite.all():
-        problems.append(f"{case.image}: {int((~finite).sum())} voxels are NaN or infinite")
-    else:
-        constant = [index for index, channel in enumerate(image.data) if channel.min() == channel.max()]
+    for path, seen, voxels in ((case.image, image, data), (case.label, label, label_data)):
+        if count := int((~np.isfinite(voxels)).sum()):
+            problems.append(f"{path}: {count} voxels are NaN or infinite")
+        elif seen.shape != voxels.shape or not np.allclose(seen.data.float().numpy(), voxels, rtol=1e-4):
+            problems.append(f"{path}: ITK reads other voxels than nibabel; save it again, as a real 3D or 4D image")
+    if np.array_equal(data, label_data):
+        problems.append(f"{case.image}: holds the voxels of its label")
+    if np.isfinite(data).all():
+        constant = [index for index, channel in enumerate(data) if channel.min() == channel.max()]
         if constant:
             problems.append(f"{case.image}: channel {', '.join(map(str, constant))} is constant")
 
-    values = set(torch.unique(label.data).tolist())
+    values = set(np.unique(label.numpy()).tolist())
     unknown = sorted(values - set(range(len(task.classes))))
     if label.num_channels != 1:
         problems.append(f"{case.label}: {label.num_channels} channels, a label map has 1")
@@ -72,6 +78,13 @@ def find_problems(case: Case, task: Task) -> list[str]:
             f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
         )
     return [f"{case.case_id}: {problem}" for problem in problems]
+
+
+def _channels_first(voxels: np.ndarray) -> np.ndarray:
+    """Voxels ``(D, H, W[, 1][, C])`` as TorchIO has it, ``(C, D, H, W)``."""
+    if voxels.ndim < 3:
+        raise ValueError(f"its shape is {voxels.shape}, not that of a 3D or 4D image")
+    return np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), 3, 0)
 
 
 def check_cases(task: Task, cases: Iterable[Case]) -> None:

@@ -53,11 +53,13 @@ class Preprocessing:
         subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
         # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
         subject.label.affine = subject.image.affine
+        subject.label.set_data(subject.label.data.to(torch.uint8))
+        if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
+            subject.image.set_data(subject.image.data.float())
         subject = tio.ToCanonical()(subject)
         if not np.allclose(subject.image.spacing, self.spacing, rtol=1e-3):
             subject = tio.Resample(self.spacing, antialias=True)(subject)
         subject.image.set_data(subject.image.data.float())
-        subject.label.set_data(subject.label.data.to(torch.uint8))
         return subject
 
     def normalized(self, data: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Reading voxels so that broken files are found."""
 
 import gzip
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -20,13 +21,21 @@ def read_nifti(path: Path) -> np.ndarray:
     ITK, with which TorchIO reads, fills up a truncated NIfTI file with zeros and takes NaN for 0, without a word.
 
     Raises:
-        Exception: Whatever nibabel and gzip raise at broken bytes.
+        ValueError: If the file does not hold as many bytes as its header describes; nothing of that size is made.
+        Exception: Whatever else nibabel and gzip raise at broken bytes.
     """
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            while stream.read(1 << 24):  # to the very end, where the checksum is
-                pass
-    return nib.load(path, mmap=False).get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
+    image = nib.load(path, mmap=False)
+    voxels = image.dataobj
+    described = voxels.offset + math.prod(map(int, voxels.shape)) * voxels.dtype.itemsize
+    held = 0
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        while held <= described and (block := stream.read(1 << 20)):  # to the very end, where the checksum is
+            held += len(block)
+    if held != described:
+        more = "more" if held > described else f"{held}"
+        raise ValueError(f"its header describes {described} bytes, it holds {more}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 becomes infinite
+        return image.get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
 
 
 def reason(error: Exception) -> str:
