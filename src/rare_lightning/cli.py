@@ -95,6 +95,8 @@ class RareCLI(LightningCLI):
         folder = run_folder(config.run_dir, checkpoint)
         if self.subcommand == "fit":
             refuse_folder_in_use(folder, checkpoint)
+            if checkpoint is not None:
+                read_checkpoint(checkpoint)  # Lightning would run the pickles of one that comes from a URL
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         _plan_network(config)

@@ -16,6 +16,7 @@ import torchio as tio
 from rare_lightning.data.geometry import Spacing
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import Case, Task
+from rare_lightning.errors import UserError
 
 FORMAT_VERSION = 1
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
@@ -44,17 +45,17 @@ class CachedCase:
     @property
     def image(self) -> np.ndarray:
         """``(C, D, H, W)`` float32, memory-mapped."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return self._load("image")
 
     @property
     def label(self) -> np.ndarray:
         """``(1, D, H, W)`` uint8, memory-mapped."""
-        return np.load(self.folder / "label.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return self._load("label")
 
     @property
     def foreground(self) -> np.ndarray:
         """``(N, 4)``: class and voxel index of sampled foreground voxels."""
-        return np.load(self.folder / "foreground.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return self._load("foreground")
 
     @property
     def affine(self) -> np.ndarray:
@@ -72,6 +73,14 @@ class CachedCase:
         """Voxels per axis on the base grid."""
         d, h, w = self.image.shape[1:]
         return d, h, w
+
+    def _load(self, name: str) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: not what preprocessing wrote ({error}). Remove {self.folder}") from error
+        return array  # type: ignore[no-any-return]
 
     def fits(self, task: Task) -> bool:
         """Whether the task has as many channels as the image, and a class for each value of the label."""
