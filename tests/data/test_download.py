@@ -333,18 +333,15 @@ def test_an_empty_folder_is_filled(serve, archive, tmp_path):
     assert (tmp_path / NAME / "dataset.json").is_file()
 
 
-def test_fit_downloads_its_data_first(serve, archive, tmp_path):
+@pytest.mark.parametrize("choice", ["true", "URL"])
+def test_fit_downloads_its_data_first(serve, archive, tmp_path, monkeypatch, choice):
     server = serve(archive)
+    monkeypatch.setattr(download, "ARCHIVES", server.url)
     words = ["--config", str(CONF / "tiny.yaml"), "--data.root", str(tmp_path / "data" / NAME)]
-    words += ["--run_dir", str(tmp_path / "run"), "--data.download", server.url]
+    words += ["--run_dir", str(tmp_path / "run"), "--data.download", choice.replace("URL", server.url)]
     assert main(["fit", *words]) == 0
     assert len(server.requests) == 1
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
-
-
-def test_true_means_the_public_archives(serve, archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "ARCHIVES", serve(archive).url)
-    assert len(DecathlonDataModule(str(tmp_path / NAME), download=True, folds=2).task.cases) == 6
 
 
 def test_a_folder_that_is_named_after_no_task_cannot_be_downloaded(tmp_path):
