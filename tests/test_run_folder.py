@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from jsonargparse import Namespace
 
 from rare_lightning.errors import UserError
@@ -15,7 +16,8 @@ TINY = Path(__file__).parent / "conf" / "tiny.yaml"
 
 
 def wandb_logger(**settings):
-    init_args = Namespace(save_dir=".", offline=False, **settings)
+    unset = dict.fromkeys(("name", "id", "version", "project"))
+    init_args = Namespace(**{"save_dir": ".", "offline": False, **unset, **settings})
     return Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=init_args)
 
 
@@ -28,9 +30,51 @@ def test_wandb_never_asks_for_a_key(monkeypatch, tmp_path, capsys, knows_key, of
     log_into(trainer, tmp_path, "fit")
     csv_logger, logger = trainer.logger
     assert csv_logger["class_path"].endswith(".CSVLogger")
+    assert logger.class_path == "rare_lightning.loggers.WandbRunLogger"
     assert logger.init_args.save_dir == str(tmp_path)
     assert logger.init_args.offline is offline
     assert ("wandb sync" in capsys.readouterr().out) is offline
+
+
+def log_command(folder, subcommand, monkeypatch, knows_key=True, **settings):
+    """What W&B is told for a command of a run folder, whose configuration is kept by a fit as ``rare fit`` does."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    stub = SimpleNamespace(login=lambda prompt: knows_key, teardown=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    trainer = Namespace(logger=wandb_logger(**settings) if subcommand == "fit" else None)
+    log_into(trainer, folder, subcommand)
+    told = trainer.logger[1]
+    if subcommand == "fit" and not (folder / "config.yaml").exists():
+        record = {"trainer": {"logger": [{"class_path": told.class_path, "init_args": told.init_args.as_dict()}]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    return told.init_args
+
+
+def test_online_all_commands_of_a_run_go_on_with_one_wandb_run(tmp_path, monkeypatch):
+    trained, resumed, tested = (log_command(tmp_path, command, monkeypatch) for command in ("fit", "fit", "test"))
+    assert len({(told.id, told.group, told.name, told.job_type) for told in (trained, resumed, tested)}) == 1
+    assert (trained.name, trained.job_type) == (tmp_path.name, "fit")
+
+
+@pytest.mark.parametrize("keys", [(False, False), (False, True), (True, False)])
+def test_offline_every_command_has_its_own_run_in_one_group(tmp_path, monkeypatch, keys):
+    trained = log_command(tmp_path, "fit", monkeypatch, keys[0], name="mine")
+    tested = log_command(tmp_path, "test", monkeypatch, keys[1])
+    assert trained.id != tested.id
+    assert (trained.group, trained.name) == (tested.group, tested.name)
+    assert (tested.name, tested.job_type, tested.offline) == ("mine", "test", True)
+
+
+def test_a_key_that_is_refused_means_offline(monkeypatch, tmp_path, capsys):
+    def refuse(prompt):
+        raise ValueError("the key is not valid")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=refuse, teardown=lambda: None))
+    trainer = Namespace(logger=wandb_logger())
+    log_into(trainer, tmp_path, "fit")
+    assert trainer.logger[1].init_args.offline
+    assert "not valid" in capsys.readouterr().out
 
 
 def test_a_missing_extra_is_answered_with_its_install_line(monkeypatch, tmp_path):
@@ -62,7 +106,7 @@ def test_a_run_without_a_key_leaves_an_offline_record_beside_the_csv(phantom, tm
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
-    assert "logging offline" in ran.stdout
+    assert "logs offline" in ran.stdout
     [record] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     assert record.stat().st_size > 0
     with open(tmp_path / "run" / "logs" / "fit" / "metrics.csv", newline="") as file:

@@ -7,14 +7,15 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 
-from rare_lightning.callbacks import TestReport, TrainingRecord
+from rare_lightning.callbacks import TestReport, TrainingPace, TrainingRecord, ValidationSlices
 from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
 from rare_lightning.configuration import read_checkpoint
@@ -24,6 +25,7 @@ from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
+from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, unused
 
 
@@ -32,13 +34,20 @@ class RunRecord(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called on rank 0 alone, before the first step."""
-        if stage != "fit":
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        unused(folder / "splits.json").write_text(json.dumps([datamodule.split.as_dict()], indent=1) + "\n", "utf-8")
+        record = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        if stage == "fit":
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
+            split = trainer.datamodule.split.as_dict()  # type: ignore[attr-defined]
+            unused(folder / "splits.json").write_text(json.dumps([split], indent=1) + "\n", "utf-8")
+            record["split"] = split
+        else:  # that of the training is not to be overwritten
+            record = {section: record[section] for section in ("model", "data")}
+        record[stage] = describe_process()
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # the folder has it all
+                logger.log_hyperparams(record)
 
 
 class RareCLI(LightningCLI):
@@ -63,6 +72,7 @@ class RareCLI(LightningCLI):
             "one that the checkpoint lies in.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ValidationSlices, "slices")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/dice",
@@ -108,7 +118,7 @@ class RareCLI(LightningCLI):
         last = ModelCheckpoint(
             folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord(), last]
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord(), TrainingPace(), last]
 
     def instantiate_classes(self) -> None:
         """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
@@ -150,6 +160,7 @@ COMMANDS = {
     "data check": "List every problem of a Decathlon task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
     "nnunet": "Train nnU-Net on the same cases and score it alike: rare nnunet --root ROOT --output FOLDER",
+    "dashboard": "Lay out runs on Weights & Biases: rare dashboard --entity ENTITY --project PROJECT",
 }
 
 OVERVIEW = """usage: rare COMMAND ...

@@ -153,13 +153,16 @@ class SegmentationModule(L.LightningModule):
         """Log Dice of the epoch's training patches, augmented as they were."""
         self._log_dice(self.train_dice, "train", self.train_levels)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Objective and Dice over all levels."""
+    def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
+        self, batch: Batch, batch_idx: int
+    ) -> Pyramid:
+        """Objective and Dice over all levels; returns the logits."""
         prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
         parts = self._compare(prediction, batch)
         size = len(batch["case"])
         self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=size, sync_dist=True)
         self._update_dice(self.val_dice, prediction, batch)
+        return prediction.logits
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
@@ -170,6 +173,33 @@ class SegmentationModule(L.LightningModule):
     ) -> list[LevelResult]:
         """One case alone at each level, as at inference, scored against both truths."""
         return [self._test_level(batch, level) for level in self.levels]
+
+    def compare_first(
+        self, batch: Batch, level: int, logits: Tensor
+    ) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
+        """The first case of a batch at one level, its labels, and the answer to it; all without padding.
+
+        Args:
+            batch: Whole volumes.
+            level: The level.
+            logits: ``(B, C, ...)`` on the grid that the head answers on.
+
+        Returns:
+            First channel ``(D_l, H_l, W_l)`` of the image on the level grid; labels and answers, class indices: truth
+            ``level`` on the level grid, ``fine`` on the base grid.
+        """
+        stride = self.network.level_stride(level)
+        shape = batch["shape"][0].tolist()
+        on_level, on_base = level_and_base_probabilities(logits[:1], stride, self.network.answer_grid)
+        predictions: dict[Truth, Tensor] = {
+            "level": without_padding(to_labels(on_level[0]), shape, stride),
+            "fine": without_padding(to_labels(on_base[0]), shape),
+        }
+        truths: dict[Truth, Tensor] = {
+            "level": without_padding(batch["label"][level][0], shape, stride),
+            "fine": without_padding(batch["label"][0][0], shape),
+        }
+        return without_padding(batch["image"][level][0, 0], shape, stride), truths, predictions
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule stepped after every batch."""
@@ -248,20 +278,10 @@ class SegmentationModule(L.LightningModule):
         if len(batch["case"]) != 1:
             raise ValueError(f"a test batch must hold one case, not {len(batch['case'])}")
         stride = self.network.level_stride(level)
-        shape = batch["shape"][0].tolist()
         x, y, z = batch["spacing"][0].tolist()
         logits = self._predict_whole({level: batch["image"][level]}).logits[level]
-        on_level, on_base = level_and_base_probabilities(logits, stride, self.network.answer_grid)
-        predictions: dict[Truth, Tensor] = {
-            "level": without_padding(to_labels(on_level[0]), shape, stride),
-            "fine": without_padding(to_labels(on_base[0]), shape),
-        }
-        truths: dict[Truth, Tensor] = {
-            "level": without_padding(batch["label"][level][0], shape, stride),
-            "fine": without_padding(batch["label"][0][0], shape),
-        }
+        image, truths, predictions = self.compare_first(batch, level, logits)
         rows = score_level(
             predictions, truths, batch["case"][0], level, stride, (x, y, z), self.class_names, self.nsd_tolerance_mm
         )
-        image = without_padding(batch["image"][level][0, 0], shape, stride)
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())

@@ -1,12 +1,19 @@
 """The folder that a run writes into, and the loggers that write there."""
 
+import importlib
 import os
+import secrets
 from datetime import datetime
 from pathlib import Path
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, dict_to_namespace
+from lightning.pytorch.utilities import rank_zero_only
 
 from rare_lightning.errors import UserError
+
+MODULE = "rare_lightning.loggers."
+OURS = {"WandbLogger": "WandbRunLogger", "TensorBoardLogger": "TensorBoardRunLogger"}  # instead of Lightning's
 
 
 def run_folder(requested: str | None, checkpoint: str | None) -> Path:
@@ -36,7 +43,11 @@ def refuse_folder_in_use(folder: Path, checkpoint: str | None) -> None:
 def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
     """Have the Trainer's configured loggers write into the run folder, CSV files always among them.
 
+    Validation and test go to the loggers of the run's training where they are given none.
     CSVLogger empties its own folder, so each command of a run gets a new one.
+
+    Raises:
+        UserError: If the package of a logger is not installed.
     """
     if trainer.logger is False:
         return
@@ -48,9 +59,20 @@ def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
     }
     configured = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     loggers = [logger for logger in configured if isinstance(logger, Namespace)]
+    earlier = _loggers_of_training(folder)
+    if not loggers and subcommand != "fit":
+        loggers = list(earlier.values())
     for logger in loggers:
-        if logger.class_path.endswith(".WandbLogger"):
-            _log_to_wandb(logger.init_args, folder)
+        kind = next((kind for name, kind in OURS.items() if logger.class_path.endswith((f".{name}", f".{kind}"))), None)
+        if kind == "WandbRunLogger":
+            _log_to_wandb(logger.init_args, folder, subcommand, earlier.get(kind))
+        elif kind == "TensorBoardRunLogger":
+            _require("TensorBoard", "tensorboard", "tensorboard")
+            for word, value in (("save_dir", str(folder)), ("name", "tensorboard"), ("version", version)):
+                logger.init_args[word] = value
+        else:
+            continue
+        logger.class_path = f"{MODULE}{kind}"
     trainer.logger = [csv, *loggers]
 
 
@@ -63,16 +85,64 @@ def unused(path: Path) -> Path:
     return free
 
 
-def _log_to_wandb(settings: Namespace, folder: Path) -> None:
-    """Into the run folder, and offline where there is no key: a prompt would hang an unattended run."""
+def _loggers_of_training(folder: Path) -> dict[str, Namespace]:
+    """Class name -> each of our loggers that the run in this folder was begun with."""
     try:
-        import wandb
+        loggers = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]["logger"] or []
+        named = {logger["class_path"]: logger for logger in loggers}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # no run, or one without loggers
+        return {}
+    return {path[len(MODULE) :]: dict_to_namespace(named[path]) for path in named if path.startswith(MODULE)}
+
+
+def _require(name: str, package: str, extra: str) -> None:
+    try:
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise UserError("Weights & Biases is not installed: pip install 'rare-lightning[wandb]'") from error
-    if settings.save_dir == ".":
+        raise UserError(f"{name} is not installed: pip install 'rare-lightning[{extra}]'") from error
+
+
+def _log_to_wandb(settings: Namespace, folder: Path, subcommand: str, training: Namespace | None) -> None:
+    """Into the run folder, and offline where there is no key: a prompt would hang an unattended run.
+
+    Online, all commands of a run folder go on with one W&B run. Offline each has its own, in one group: those under
+    one id would overwrite each other on the server.
+    """
+    _require("Weights & Biases", "wandb", "wandb")
+    if settings.save_dir in (".", None):
         settings.save_dir = str(folder)
-    if not settings.offline and os.environ.get("WANDB_MODE", "online") == "online":
-        settings.offline = not wandb.login(prompt=False)
-        if settings.offline:
-            wandb.teardown()  # it has settled on being online
-            print(f"No Weights & Biases key: logging offline. Later: wandb login && wandb sync {folder}/wandb/*-run-*")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if not settings.offline and mode == "online":
+        settings.offline = not _has_wandb_key()
+    elif mode in ("offline", "dryrun"):
+        settings.offline = True
+    if settings.offline:
+        _say(f"Weights & Biases logs offline. Later: wandb login && wandb sync {settings.save_dir}/wandb/offline-run-*")
+    earlier = training.init_args.as_dict() if training else {}
+    goes_on = not settings.offline and earlier.get("offline") is False
+    inherited = training is not None and settings is training.init_args
+    fresh = secrets.token_hex(4)
+    given = None if inherited else settings.version or settings.id
+    settings.id = given or (earlier["id"] if goes_on else fresh)
+    settings.name = settings.name or earlier.get("name") or folder.resolve().name
+    settings.project = settings.project or earlier.get("project") or os.environ.get("WANDB_PROJECT", "rare-lightning")
+    settings.group = settings.get("group") or earlier.get("group") or f"{settings.name}-{fresh}"
+    settings.job_type = earlier["job_type"] if goes_on else subcommand
+
+
+def _has_wandb_key() -> bool:
+    import wandb
+
+    try:
+        known: bool = wandb.login(prompt=False)
+    except Exception as error:  # a key that the server refuses, or no server
+        _say(f"Weights & Biases: {' '.join(str(error).split())}")
+        known = False
+    if not known:
+        wandb.teardown()  # it has settled on being online
+    return known
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line)

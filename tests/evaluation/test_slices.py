@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.slices import read_slices, write_slices
+from rare_lightning.evaluation.slices import cut_slice, read_slices, write_slices
 
 NAMES = ["background", "a", "b"]
 
@@ -45,3 +46,19 @@ def test_what_holds_no_slices_of_the_case_gets_a_line(tmp_path):
     for name, case in (("slices.npz", "b"), ("broken.npz", "a"), ("pickled.npz", "a"), ("none.npz", "a")):
         with pytest.raises(UserError, match=f"{name}: no slices of {case} can be read"):
             read_slices(tmp_path / name, case)
+
+
+def test_the_slice_with_most_foreground_is_cut():
+    truth = torch.zeros(8, 8, 6, dtype=torch.uint8)
+    truth[2:4, 2:4, 1] = 1
+    truth[2:6, 2:6, 4] = 2
+    image = torch.arange(3.0).expand(4, 4, 3)
+    answer = truth.clone()
+    answer[truth == 1] = 0
+    cut = cut_slice(1, [2.0, 2.0, 2.0], image, truth, answer, [1.0, 1.0, 1.0])
+    assert cut.truth.max() == 2
+    assert cut.image.shape == (8, 8)
+    assert (cut.image == 2).all()
+    assert (cut.spacing, cut.dice) == ("2x2x2", 0.5)  # one class of two is found
+    empty = torch.zeros_like(truth)
+    assert (cut_slice(1, [2.0] * 3, image, empty, empty, [1.0] * 3).image == 1).all()

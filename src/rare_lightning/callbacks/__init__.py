@@ -2,6 +2,8 @@
 
 from rare_lightning.callbacks.prediction_writer import PredictionWriter
 from rare_lightning.callbacks.test_report import TestReport
+from rare_lightning.callbacks.training_pace import TrainingPace
 from rare_lightning.callbacks.training_record import TrainingRecord
+from rare_lightning.callbacks.validation_slices import ValidationSlices
 
-__all__ = ["PredictionWriter", "TestReport", "TrainingRecord"]
+__all__ = ["PredictionWriter", "TestReport", "TrainingPace", "TrainingRecord", "ValidationSlices"]

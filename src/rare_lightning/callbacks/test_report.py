@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from rich.console import Console
 
 from rare_lightning.callbacks.processes import gather
@@ -13,10 +12,9 @@ from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.slices import write_slices
+from rare_lightning.evaluation.slices import cut_slice, write_slices
 from rare_lightning.evaluation.tables import (
     describe_summary,
-    format_spacing,
     mean_defined,
     terminal_table,
     write_scores,
@@ -57,7 +55,9 @@ class TestReport(L.Callback):
         results: list[LevelResult] = outputs
         self.rows += [row for result in results for row in result.rows]
         spacing = batch["spacing"][0].tolist()
-        self.slices[batch["case"][0]] = [_slice(result, spacing) for result in results]
+        self.slices[batch["case"][0]] = [
+            cut_slice(r.level, r.rows[0].spacing_mm, r.image, r.truth, r.prediction, spacing) for r in results
+        ]
         self.sizes[batch["case"][0]] = batch["shape"][0].tolist()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,6 +83,9 @@ class TestReport(L.Callback):
         for truth in TRUTHS:
             console.print(terminal_table(summary, truth))
         console.print(describe_summary(summary), highlight=False)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_test"):
+                logger.log_test(self.folder, Path(trainer.ckpt_path or ""))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a report is of one test."""
@@ -93,25 +96,6 @@ def _training_record(trainer: L.Trainer) -> dict[str, Any] | None:
     """How the tested network was trained, if its checkpoint tells."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
     return next((callback.record or None for callback in callbacks if isinstance(callback, TrainingRecord)), None)
-
-
-def _slice(result: LevelResult, base_spacing: list[float]) -> Slice:
-    """The axial slice that holds most foreground of the truth; the middle one if there is none."""
-    foreground = (result.truth > 0).sum((0, 1))
-    index = int(foreground.argmax()) if foreground.any() else result.truth.shape[2] // 2
-    stride = [-(-n // m) for n, m in zip(result.truth.shape, result.image.shape, strict=True)]
-    plane = result.image[:, :, index // stride[2]]
-    shown = plane.repeat_interleave(stride[0], 0).repeat_interleave(stride[1], 1)
-    fine = [row for row in result.rows if row.truth == "fine"]
-    return Slice(
-        level=result.level,
-        spacing=format_spacing(result.rows[0].spacing_mm),
-        image=shown[: result.truth.shape[0], : result.truth.shape[1]].numpy(),
-        truth=result.truth[:, :, index].numpy().astype(np.uint8),
-        prediction=result.prediction[:, :, index].to(torch.uint8).numpy(),
-        dice=mean_defined(row.scores.dice for row in fine),
-        aspect=base_spacing[1] / base_spacing[0],
-    )
 
 
 def _median_and_worst(slices: dict[str, list[Slice]]) -> list[tuple[str, list[Slice]]]:

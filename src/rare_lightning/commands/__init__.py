@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 
 from rare_lightning.commands.evaluation import compare, evaluate, nnunet
 from rare_lightning.commands.inference import benchmark, export, predict
+from rare_lightning.dashboard import dashboard
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
 from rare_lightning.data.integrity import check_cases
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "nnunet": nnunet,
+    "dashboard": dashboard,
 }
 
 

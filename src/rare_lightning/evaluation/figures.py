@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -60,7 +60,9 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str], path: Path) -> None:
+def plot_montage(
+    cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str], path: Path | IO[bytes]
+) -> None:
     """Rows: levels. Columns: image, truth, prediction, for each titled case."""
     rows = len(cases[0][1])
     figure = Figure(figsize=(2.1 * 3 * len(cases) + 1.2, 2.2 * rows + 0.8), layout="constrained")

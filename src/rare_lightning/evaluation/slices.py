@@ -1,16 +1,53 @@
-"""One slice per case and level of a test <-> slices.npz, from which a comparison draws its montage."""
+"""One slice per case and level; those of a test <-> slices.npz, from which a comparison draws its montage."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.tables import replacing
+from rare_lightning.evaluation.tables import format_spacing, mean_defined, replacing
+from rare_lightning.metrics.scores import dice
 
 PARTS = ("level", "spacing", "image", "truth", "prediction", "dice", "aspect")
+
+
+def cut_slice(
+    level: int,
+    spacing_mm: Sequence[float],
+    image: Tensor,
+    truth: Tensor,
+    prediction: Tensor,
+    base_spacing: Sequence[float],
+) -> Slice:
+    """The axial slice that holds most foreground of the truth; the middle one if there is none.
+
+    Args:
+        level: The level.
+        spacing_mm: Its spacing.
+        image: ``(D_l, H_l, W_l)`` on the level grid.
+        truth: ``(D, H, W)`` class indices on the base grid.
+        prediction: The same of the answer.
+        base_spacing: Of the base grid, in mm.
+    """
+    foreground = (truth > 0).sum((0, 1))
+    index = int(foreground.argmax()) if foreground.any() else truth.shape[2] // 2
+    stride = [-(-n // m) for n, m in zip(truth.shape, image.shape, strict=True)]
+    plane = image[:, :, index // stride[2]]
+    shown = plane.repeat_interleave(stride[0], 0).repeat_interleave(stride[1], 1)
+    present = set(np.union1d(truth.cpu().numpy(), prediction.cpu().numpy()).tolist()) - {0}
+    return Slice(
+        level=level,
+        spacing=format_spacing(spacing_mm),
+        image=shown[: truth.shape[0], : truth.shape[1]].float().cpu().numpy(),
+        truth=truth[:, :, index].cpu().numpy().astype(np.uint8),
+        prediction=prediction[:, :, index].cpu().numpy().astype(np.uint8),
+        dice=mean_defined(dice(prediction == value, truth == value) for value in sorted(present)),
+        aspect=base_spacing[1] / base_spacing[0],
+    )
 
 
 def write_slices(slices: Mapping[str, Sequence[Slice]], class_names: Sequence[str], path: Path) -> None:
@@ -26,7 +63,7 @@ def write_slices(slices: Mapping[str, Sequence[Slice]], class_names: Sequence[st
     arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names)}
     for case, pieces in slices.items():
         for part in PARTS:
-            values = [_scaled(piece.image) if part == "image" else getattr(piece, part) for piece in pieces]
+            values = [scaled_to_bytes(piece.image) if part == "image" else getattr(piece, part) for piece in pieces]
             arrays[f"{case}/{part}"] = np.stack([np.asarray(value) for value in values])
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # any name may be one of its options
@@ -49,6 +86,7 @@ def read_slices(path: Path, case: str) -> tuple[list[Slice], list[str]]:
     return [Slice(*values) for values in zip(*columns, strict=True)], class_names
 
 
-def _scaled(image: np.ndarray) -> np.ndarray:
+def scaled_to_bytes(image: np.ndarray) -> np.ndarray:
+    """0..255 between the extremes of an image."""
     low, high = float(image.min()), float(image.max())
     return np.round((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
