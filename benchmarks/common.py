@@ -9,9 +9,12 @@ from rare_lightning.provenance import describe_process
 
 
 def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
-    """Parse an option for each default, and ``--output``, a JSON file to write."""
+    """Parse an option for each default, a switch for False, and ``--output``, a JSON file to write."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, value in defaults.items():
+        if isinstance(value, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+            continue
         many = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
         parser.add_argument(f"--{name}", default=value, **many)
     parser.add_argument("--output", type=Path, help="JSON file for benchmarks/write_results.py")

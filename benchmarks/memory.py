@@ -1,9 +1,10 @@
 """Peak memory and time of `rare predict` on one large scan, by the memory it may use; and how alike the answers are.
 
 python benchmarks/memory.py [--checkpoint runs/brats/checkpoints/best.ckpt --input scan.nii.gz] [--memory 20 6 4]
-    [--output docs/results/memory.json]
+    [--whole] [--output docs/results/memory.json]
 
-The first amount is what the others are compared with. Without a checkpoint, an untrained network of 4 classes segments
+The first amount is what the others are compared with. With --whole, a network that was trained on patches is used as one
+that was trained on whole volumes: in windows only where the memory asks for them. Without a checkpoint, an untrained network of 4 classes segments
 noise of 512x512x300 voxels of 0.7x0.7x1 mm; and with --size, noise of another size.
 """
 
@@ -41,6 +42,14 @@ def untrained(path: Path) -> Path:
     return path
 
 
+def without_windows(checkpoint: str, path: Path) -> Path:
+    """Copy of a checkpoint that does not tell of patches."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["window_size"] = None
+    torch.save(content, path)
+    return path
+
+
 def noise(path: Path, size: list[int]) -> Path:
     """Scan of int16, as a scanner would write it."""
     array = np.random.default_rng(0).integers(0, 1000, size[::-1], dtype=np.int16)
@@ -68,11 +77,13 @@ def run(words: list[str]) -> tuple[float, float, str]:
 
 def main() -> None:
     """Run, print and save."""
-    args = arguments(__doc__, checkpoint="", input="", memory=[20.0, 6.0, 4.0], size=[512, 512, 300])
+    args = arguments(__doc__, checkpoint="", input="", memory=[20.0, 6.0, 4.0], size=[512, 512, 300], whole=False)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = args.checkpoint or untrained(folder / "untrained.ckpt")
+        if args.whole:
+            checkpoint = without_windows(checkpoint, folder / Path(checkpoint).name)
         scan = args.input or noise(folder / "noise.nii.gz", args.size)
         reference: np.ndarray | None = None
         for memory in args.memory:
