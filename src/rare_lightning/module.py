@@ -159,9 +159,9 @@ class SegmentationModule(L.LightningModule):
         """Objective and Dice over all levels; returns the logits."""
         prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
         parts = self._compare(prediction, batch)
-        size = len(batch["case"])
-        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=size, sync_dist=True)
-        self._update_dice(self.val_dice, prediction, batch)
+        counted = int((~batch["again"]).sum())
+        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=counted, sync_dist=True)
+        self._update_dice(self.val_dice, prediction, batch, counted)
         return prediction.logits
 
     def on_validation_epoch_end(self) -> None:
@@ -253,12 +253,15 @@ class SegmentationModule(L.LightningModule):
         """Labels on the grids that the heads answer on."""
         return {level: labels[0 if self.network.answer_grid == "base" else level] for level in levels}
 
-    def _update_dice(self, metrics: nn.ModuleDict, prediction: Prediction, batch: Batch) -> None:
+    def _update_dice(
+        self, metrics: nn.ModuleDict, prediction: Prediction, batch: Batch, counted: int | None = None
+    ) -> None:
+        """Count the first cases of a batch, all by default; metrics that count none keep step between processes."""
         targets = self._targets(batch["label"], list(prediction.logits))
         for level, logits in prediction.logits.items():
             metric: Any = metrics[str(level)]
             # torch's argmax over a strided axis takes five times as long as its max.
-            metric.update(logits.detach().max(dim=1).indices, targets[level].long())
+            metric.update(logits[:counted].detach().max(dim=1).indices, targets[level][:counted].long())
 
     def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
         means = []

@@ -62,13 +62,24 @@ def test_base_spacing_is_the_median_of_the_training_cases(phantom):
     assert next(iter(data.test_dataloader()))["spacing"][0].tolist() == pytest.approx([2, 2, 1.5])
 
 
-def test_workers_draw_different_patches(phantom):
-    torch.manual_seed(0)
-    data = make(phantom, num_workers=2, patch_size=[16, 16, 16], batch_size=1, test_fraction=0, folds=6)
-    data.prepare_data()
-    first = [batch["image"][0] for batch in data.train_dataloader()]
-    second = [batch["image"][0] for batch in data.train_dataloader()]
-    assert not any(torch.equal(a, b) for a in first for b in second)
+def test_patches_follow_from_seed_and_epoch_alone(phantom, monkeypatch):
+    def images(epoch, num_workers=0):
+        data = make(
+            phantom, num_workers=num_workers, patch_size=[16, 16, 16], batch_size=1, test_fraction=0, folds=6,
+            random_spacing=RandomSpacing(0.5, 0.5), augmentation=[tio.RandomNoise()],
+        )  # fmt: skip
+        data.prepare_data()
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        torch.rand(epoch)  # what is drawn elsewhere changes nothing
+        return torch.stack([batch["image"][1] for batch in loader])
+
+    first = images(0)
+    assert torch.equal(first, images(0))
+    torch.testing.assert_close(first, images(0, num_workers=2))  # to rounding: a loader process has one thread
+    assert not any(torch.equal(a, b) for a in first for b in images(1))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert not any(torch.equal(a, b) for a in first for b in images(0))
 
 
 def test_per_axis_strides_shape_the_pyramid(phantom):
@@ -127,7 +138,7 @@ def test_an_emptied_cache_is_filled_again(phantom, tmp_path):
         ({"patch_size": [16, 16, 20]}, r"three multiples of \[8, 8, 8\]"),
         ({"spacing": [1.0, 1.0]}, "three positive numbers"),
         ({"spacing": [1.0, 1.0, 0.0]}, "three positive numbers"),
-        ({"batch_size": 9}, r"data.batch_size \(9\) is larger than an epoch"),
+        ({"batch_size": 9}, "an epoch of 2 patches is less than a step of 1 x 9: lower data.batch_size"),
         ({"root": "/nowhere"}, "dataset.json: not found"),
     ],
 )

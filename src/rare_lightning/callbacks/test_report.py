@@ -51,7 +51,9 @@ class TestReport(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores, and one slice per level."""
+        """Keep the scores, and one slice per level, of a case that was not given for nothing but keeping step."""
+        if batch["again"].item():
+            return
         results: list[LevelResult] = outputs
         self.rows += [row for result in results for row in result.rows]
         spacing = batch["spacing"][0].tolist()
@@ -65,9 +67,9 @@ class TestReport(L.Callback):
         gathered = gather((self.rows, self.slices, self.sizes))
         if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
             return
-        # A sampler may give the last cases to two processes to even them out; each counts once.
-        unique = {(r.case, r.level, r.truth, r.class_name): r for rows, _, _ in gathered for r in rows}
-        rows = sorted(unique.values(), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth)))
+        rows = sorted(
+            (row for part, _, _ in gathered for row in part), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth))
+        )
         slices = {case: pieces for _, part, _ in gathered for case, pieces in part.items()}
         sizes = {case: size for _, _, part in gathered for case, size in part.items()}
         protocol = {

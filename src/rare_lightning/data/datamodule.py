@@ -1,5 +1,6 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
+from rare_lightning.data.sampling import EvaluationShare, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
@@ -135,25 +137,29 @@ class DecathlonDataModule(L.LightningDataModule):
             write_cached(case, self.preprocessing, self.cache_dir)
 
     def train_dataloader(self) -> DataLoader[tio.Subject]:
-        """Shuffled batches of training patches."""
+        """Shuffled batches of training patches, of which each process has its own.
+
+        Patches and their order follow from the seed of ``seed_everything`` (0 without), alike in all processes.
+
+        Raises:
+            UserError: If there are fewer patches than one step takes.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         dataset = TrainingPatches(
             self._cached(self.split.train),
             self.patch_size,
             self.augmentation,
             self.patches_per_case,
             self.foreground_fraction,
+            seed,
         )
-        if len(dataset) < self.batch_size:
-            raise UserError(
-                f"data.batch_size ({self.batch_size}) is larger than an epoch of {len(dataset)} patches. "
-                "Lower it, or raise data.patches_per_case."
-            )
+        share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
         collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing)
-        return self._loader(dataset, collate, batch_size=self.batch_size, shuffle=True, drop_last=True)
+        return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole validation cases, one per batch."""
-        return self._loader(WholeVolumes(self._cached(self.split.val)))
+        return self._whole_volumes(self.split.val)
 
     def test_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole test cases, one per batch.
@@ -165,7 +171,7 @@ class DecathlonDataModule(L.LightningDataModule):
             raise UserError(
                 "the split holds out no test cases: raise data.test_fraction, or name them in the splits file"
             )
-        return self._loader(WholeVolumes(self._cached(self.split.test)))
+        return self._whole_volumes(self.split.test)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must know of its data to be used on other scans, and tested on the right cases."""
@@ -234,11 +240,24 @@ class DecathlonDataModule(L.LightningDataModule):
             cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
         return cases
 
+    def _processes(self) -> tuple[int, int]:
+        """How many processes the run has, and which this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
+        dataset = WholeVolumes(self._cached(case_ids))
+        return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()))
+
     def _loader(
-        self, dataset: Dataset[tio.Subject], collate: PyramidCollate | None = None, **options: Any
+        self,
+        dataset: Dataset[tio.Subject],
+        share: TrainingShare | EvaluationShare,
+        collate: PyramidCollate | None = None,
+        **options: Any,
     ) -> DataLoader[tio.Subject]:
         return DataLoader(
             dataset,
+            sampler=share,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate or PyramidCollate(self.strides, self.label_downsampling),

@@ -9,11 +9,15 @@ from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
 from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3
 
 
 class TrainingPatches(Dataset[tio.Subject]):
     """One randomly placed, augmented patch of a case per item.
+
+    An item follows from the seed and its index alone. Indices go on beyond the length of the set, once around for each
+    epoch: the same case, and another patch of it.
 
     A patch that is larger than the volume is padded at its far end, as volumes are in evaluation, after augmentation:
     what lies where on the level grids, and where the volume ends, is then alike in both.
@@ -24,6 +28,7 @@ class TrainingPatches(Dataset[tio.Subject]):
         augmentation: Label-safe TorchIO transform, or None.
         patches_per_case: Items per case and epoch.
         foreground_fraction: Share of patches that contain a random voxel of a random foreground class.
+        seed: Of places and augmentation.
     """
 
     def __init__(
@@ -33,22 +38,26 @@ class TrainingPatches(Dataset[tio.Subject]):
         augmentation: tio.Transform | None = None,
         patches_per_case: int = 1,
         foreground_fraction: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.cases = list(cases)
         self.patch_size = patch_size
         self.augmentation = augmentation
         self.patches_per_case = patches_per_case
         self.foreground_fraction = foreground_fraction
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.cases) * self.patches_per_case
 
     def __getitem__(self, index: int) -> tio.Subject:
-        """``image`` (C, D, H, W), ``label`` (1, D, H, W) and ``case``."""
+        """``image`` (C, D, H, W), ``label`` (1, D, H, W), ``case``, and ``random_key`` for draws that come later."""
         case = self.cases[index % len(self.cases)]
-        subject = cut(case, self._place(case, self.patch_size) if self.patch_size else ())
-        if self.augmentation is not None:
-            subject = self.augmentation(subject)
+        with seeded(self.seed, index):
+            subject = cut(case, self._place(case, self.patch_size) if self.patch_size else ())
+            if self.augmentation is not None:
+                subject = self.augmentation(subject)
+        subject["random_key"] = (self.seed, index)
         if self.patch_size:
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, self.patch_size))
@@ -56,7 +65,6 @@ class TrainingPatches(Dataset[tio.Subject]):
 
     def _place(self, case: CachedCase, patch_size: Size3) -> tuple[slice, ...]:
         """Window of the patch; the whole axis where the volume is not larger."""
-        # Torch's generator, which Lightning seeds differently in every worker and process.
         lowest, highest = [0, 0, 0], [max(n - p, 0) for n, p in zip(case.shape, patch_size, strict=True)]
         foreground = case.foreground
         if len(foreground) and float(torch.rand(())) < self.foreground_fraction:
@@ -71,7 +79,7 @@ class TrainingPatches(Dataset[tio.Subject]):
 
 
 class WholeVolumes(Dataset[tio.Subject]):
-    """Each case whole, as training without patches and augmentation would see it.
+    """Each case whole, as training without patches and augmentation would see it; then the first ones again.
 
     Args:
         cases: Cached cases.
@@ -84,8 +92,10 @@ class WholeVolumes(Dataset[tio.Subject]):
         return len(self.cases)
 
     def __getitem__(self, index: int) -> tio.Subject:
-        """``image`` (C, D, H, W), ``label`` (1, D, H, W) and ``case``."""
-        return cut(self.cases[index])
+        """``image`` (C, D, H, W), ``label`` (1, D, H, W), ``case``, and ``again`` if the index is beyond the set."""
+        subject = cut(self.cases[index % len(self.cases)])
+        subject["again"] = index >= len(self.cases)
+        return subject
 
 
 def cut(case: CachedCase, window: Sequence[slice] = ()) -> tio.Subject:

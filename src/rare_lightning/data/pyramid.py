@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
+from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3, block_average, round_up
 
 LabelDownsampling = Literal["majority", "nearest", "corner"]
@@ -131,7 +132,8 @@ class PyramidCollate:
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
 
-        Noted are ``case``, its id, and for the way back ``shape``, voxels before padding, and ``spacing``, mm.
+        Noted are ``case``, its id, for the way back ``shape``, voxels before padding, and ``spacing``, mm; and whether
+        it is there ``again``, only so that processes keep step.
         """
         largest = [max(sizes) for sizes in zip(*(subject.spatial_shape for subject in subjects), strict=True)]
         size = round_up(largest, self.strides[-1])
@@ -140,7 +142,8 @@ class PyramidCollate:
             shape, spacing = subject.spatial_shape, subject.spacing
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
-            images, labels = make_pyramid(subject, self.strides, self.label_downsampling, self.random_spacing)
+            with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
+                images, labels = make_pyramid(subject, self.strides, self.label_downsampling, self.random_spacing)
             items.append(
                 {
                     "image": images,
@@ -148,6 +151,7 @@ class PyramidCollate:
                     "case": subject["case"],
                     "shape": torch.tensor(shape),
                     "spacing": torch.tensor(spacing, dtype=torch.float64),
+                    "again": subject.get("again", False),
                 }
             )
         batch: dict[str, Any] = default_collate(items)

@@ -60,5 +60,4 @@ EXACT = RandomSpacing()  # the spacings of the levels and no others
 
 
 def _uniform() -> float:
-    # Torch's generator, which Lightning seeds differently in every worker and process.
     return float(torch.rand(()))

@@ -1,0 +1,82 @@
+"""Which process of a run sees which item when, and with which random numbers: all of it follows from seed and epoch.
+
+So a run that goes on after an interruption, has other loader processes, or is tested by more processes, sees what it
+would have seen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DistributedSampler
+
+from rare_lightning.errors import UserError
+
+
+class TrainingShare(DistributedSampler[int]):
+    """A process's share of an epoch's items, in an order that changes with the epoch.
+
+    The shares are disjoint and together hold every item, unless that would cost some processes one step more than
+    others: then fewer items than there are processes are left to other epochs. (Torch's own gives some items twice.)
+
+    An item is given as ``epoch * items + its place``: a number that no other epoch has, to draw random numbers by.
+
+    Args:
+        items: Items of the whole set.
+        batch_size: Items per step and process.
+        seed: Of the order.
+        processes: How many share them.
+        rank: Which of them this is.
+
+    Raises:
+        UserError: If there are fewer items than one step takes.
+    """
+
+    def __init__(self, items: int, batch_size: int, seed: int = 0, processes: int = 1, rank: int = 0) -> None:
+        super().__init__(range(items), processes, rank, seed=seed)  # type: ignore[arg-type]  # of which it takes the length
+        if items < batch_size * processes:
+            raise UserError(
+                f"an epoch of {items} patches is less than a step of {processes} x {batch_size}: lower data.batch_size, "
+                "or raise data.patches_per_case"
+            )
+        self.items = items
+        least = items // processes
+        self.num_samples = least if least % batch_size == 0 else len(range(rank, items, processes))
+
+    def __iter__(self) -> Iterator[int]:
+        """The share in the epoch that :meth:`set_epoch` told."""
+        with seeded(self.seed, self.epoch):
+            order = torch.randperm(self.items) + self.epoch * self.items
+        yield from order[self.rank :: self.num_replicas][: self.num_samples].tolist()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class EvaluationShare(DistributedSampler[int]):
+    """A process's share of the cases, in their order.
+
+    All shares have one length, so that processes keep step. Cases that are given again for that have places from
+    ``items`` on, and are not to be counted.
+
+    Args:
+        items: Cases in all.
+        processes: How many share them.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, items: int, processes: int = 1, rank: int = 0) -> None:
+        super().__init__(range(items), processes, rank, shuffle=False)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        """Every ``processes``-th case from ``rank`` on."""
+        yield from range(self.rank, self.total_size, self.num_replicas)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Context: torch draws the random numbers of this key on the CPU; what is drawn after it is not changed by it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        yield
