@@ -3,9 +3,10 @@
 python benchmarks/memory.py [--checkpoint runs/brats/checkpoints/best.ckpt --input scan.nii.gz] [--memory 20 6 4]
     [--whole] [--output docs/results/memory.json]
 
-The first amount is what the others are compared with. With --whole, a network that was trained on patches is used as one
-that was trained on whole volumes: in windows only where the memory asks for them. Without a checkpoint, an untrained network of 4 classes segments
-noise of 512x512x300 voxels of 0.7x0.7x1 mm; and with --size, noise of another size.
+The first amount is what the others are compared with. With --whole, a network that was trained on patches is used as
+one that was trained on whole volumes: in windows only where the memory asks for them. Without a checkpoint, an
+untrained network of 4 classes segments noise of 512x512x300 voxels of 0.7x0.7x1 mm; and with --size, noise of another
+size.
 """
 
 import subprocess

@@ -37,8 +37,8 @@ class TrainingShare(DistributedSampler[int]):
         super().__init__(range(items), processes, rank, seed=seed)  # type: ignore[arg-type]  # of which it takes the length
         if items < batch_size * processes:
             raise UserError(
-                f"an epoch of {items} patches is less than a step of {processes} x {batch_size}: lower data.batch_size, "
-                "or raise data.patches_per_case"
+                f"an epoch of {items} patches is less than a step of {processes} x {batch_size}: lower "
+                "data.batch_size, or raise data.patches_per_case"
             )
         self.items = items
         least = items // processes
