@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import yaml
@@ -14,11 +15,13 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 
-from rare_lightning.callbacks import TestReport, TrainingPace, TrainingRecord, ValidationSlices
+from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
+from rare_lightning.checkpoint_io import AtomicCheckpointIO, find_last
 from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
-from rare_lightning.configuration import read_checkpoint
+from rare_lightning.configuration import changed_settings, read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
 from rare_lightning.data.preprocessing import median_size, median_spacing
@@ -27,6 +30,15 @@ from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, unused
+
+ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
+"""Settings that change nothing but where and how fast a run goes."""
+
+OF_CHECKPOINT = {
+    f"data.{name}"
+    for name in ("seed", "fold", "folds", "test_fraction", "splits_file", "spacing", "normalize", "foreground")
+}
+"""Settings of split and preprocessing: a network goes on with the cases and intensities that it knows."""
 
 
 class RunRecord(SaveConfigCallback):
@@ -71,6 +83,12 @@ class RareCLI(LightningCLI):
             help="Folder for everything this run writes. By default a new one under runs/; for validate and test, the "
             "one that the checkpoint lies in.",
         )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="For fit: go on with the run in run_dir from its last checkpoint, as if it had not been interrupted; "
+            "begin it if it has none.",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ValidationSlices, "slices")
         parser.set_defaults(
@@ -78,6 +96,8 @@ class RareCLI(LightningCLI):
                 "checkpoint.monitor": "val/dice",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
+                # A run that was interrupted after it saved its best, but before its last, saves the same again.
+                "checkpoint.enable_version_counter": False,
             }
         )
         network = "model.network.init_args."
@@ -101,12 +121,16 @@ class RareCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Give the run its folder."""
         config = self.config[self.subcommand]
+        if config.resume:
+            config.ckpt_path = _checkpoint_to_resume(config, str(self.subcommand))
         checkpoint = config.get("ckpt_path")
         folder = run_folder(config.run_dir, checkpoint)
         if self.subcommand == "fit":
-            refuse_folder_in_use(folder, checkpoint)
+            if not config.resume:
+                refuse_folder_in_use(folder, checkpoint)
             if checkpoint is not None:
-                read_checkpoint(checkpoint)  # Lightning would run the pickles of one that comes from a URL
+                # And not by Lightning, who would run the pickles of one that comes from a URL.
+                self._compare_settings(read_checkpoint(checkpoint), config)
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         _plan_network(config)
@@ -118,7 +142,34 @@ class RareCLI(LightningCLI):
         last = ModelCheckpoint(
             folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), TrainingRecord(), TrainingPace(), last]
+        record, pace = TrainingRecord(), TrainingPace()
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), record, pace, EpochSeed(), last]
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The configured Trainer, writing checkpoints whole."""
+        plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[AtomicCheckpointIO(), *plugins], **kwargs)
+
+    @staticmethod
+    def _compare_settings(checkpoint: dict[str, Any], config: Namespace) -> None:
+        """Say which settings differ from a checkpoint's and which of them hold.
+
+        Raises:
+            UserError: If the run is to be resumed, which has one set of settings.
+        """
+        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+        given = {section: config[section].as_dict() for section in saved}
+        changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
+        if config.resume and changes:
+            listed = "; ".join(map(str, changes))
+            raise UserError(
+                f"--resume goes on with a run as it was begun, but {listed}. Give what it was begun with, or a new "
+                f"--run_dir and --ckpt_path {config.ckpt_path}"
+            )
+        for change in changes:
+            holds = "checkpoint's" if change.name in OF_CHECKPOINT else "given one"
+            rank_zero_info(f"{change}; the {holds} holds")
 
     def instantiate_classes(self) -> None:
         """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
@@ -242,6 +293,8 @@ def _silence_noise() -> None:
         ".*callbacks used to create the checkpoint need to be provided",
         # Run folders may be moved, and gone on with: a folder that another run uses was refused before.
         "The dirpath has changed from",
+        # Losses of training are the first process's; Dice is brought together by its metric.
+        "It is recommended to use .*sync_dist=True",
         "Checkpoint directory .* exists and is not empty",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -268,6 +321,18 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
+    if subcommand != "fit":
+        raise UserError(f"--resume goes on with a training: leave it out of rare {subcommand}")
+    if config.run_dir is None or config.get("ckpt_path") is not None:
+        raise UserError("--resume needs --run_dir, the folder of the run, and finds the checkpoint there by itself")
+    folder = Path(config.run_dir).expanduser()
+    last = find_last(folder)
+    if last is None and folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
+    return None if last is None else str(last)
 
 
 def _plan_network(config: Namespace) -> None:

@@ -1,8 +1,9 @@
 """What a checkpoint keeps of how its objects were made: class paths and arguments, never pickled objects."""
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
@@ -29,6 +30,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: not a checkpoint of rare fit (without {', '.join(missing)})")
     return checkpoint
+
+
+class Change(NamedTuple):
+    """A setting that is not what it was."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        """Name and both values."""
+        return f"{self.name} is {self.now} and was {self.before}"
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[Change]:
+    """Settings that both have and that differ, by their dotted names."""
+    changes = []
+    for key in before.keys() & now.keys():
+        name = f"{within}{key}"
+        if isinstance(before[key], dict) and isinstance(now[key], dict):
+            changes += changed_settings(before[key], now[key], f"{name}.")
+        elif json.dumps(before[key]) != json.dumps(now[key]):  # to which a tuple is a list
+            changes.append(Change(name, before[key], now[key]))
+    return sorted(changes)
 
 
 def keep_plain_hyperparameters(component: HyperparametersMixin) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore
 
-from rare_lightning.configuration import keep_plain_hyperparameters
+from rare_lightning.configuration import changed_settings, keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -218,10 +218,34 @@ class SegmentationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on to another ``max_epochs`` follows the schedule of its new length from where it stands."""
+        """A run that goes on with other settings follows them: its schedule's new length, its optimizer's new numbers.
+
+        Raises:
+            UserError: If the weights are another network's, or the optimizer's state another optimizer's.
+        """
+        own, saved = self.state_dict(), checkpoint["state_dict"]
+        if {name: weight.shape for name, weight in own.items()} != {n: weight.shape for n, weight in saved.items()}:
+            raise UserError(
+                "the checkpoint's network is another than that of model.network, data.levels and data.depth"
+            )
         for state in checkpoint.get("lr_schedulers", []):
             for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
                 state.pop(length, None)
+        before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
+        for change in changed_settings(before, now):
+            name = change.name.removeprefix("init_args.")
+            if name == "class_path":
+                raise UserError(f"the optimizer {change}, whose state it cannot go on with. Begin a new run.")
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                if name == "lr":
+                    for rate in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
+                        group[rate] *= change.now / change.before
+                else:
+                    group[name] = change.now
+            if name == "lr":
+                for state in checkpoint["lr_schedulers"]:
+                    for rates in state.keys() & {"base_lrs", "_last_lr"}:
+                        state[rates] = [rate * change.now / change.before for rate in state[rates]]
 
     def _levels_of_step(self) -> list[int]:
         """The same in every process, and in a run that was interrupted: drawn from the number of the step alone."""

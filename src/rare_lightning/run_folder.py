@@ -35,8 +35,8 @@ def refuse_folder_in_use(folder: Path, checkpoint: str | None) -> None:
     resumes = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
     if folder.exists() and any(folder.iterdir()) and not resumes:
         raise UserError(
-            f"{folder}: this run folder is in use. Choose another --run_dir, or go on with it by "
-            f"--ckpt_path {folder}/checkpoints/last.ckpt"
+            f"{folder}: this run folder is in use. Choose another --run_dir, or go on with its run: the same command "
+            "with --resume"
         )
 
 

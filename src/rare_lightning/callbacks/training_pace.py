@@ -17,6 +17,10 @@ class TrainingPace(L.Callback):
     def __init__(self) -> None:
         self._patches, self._seconds, self._since = 0, 0.0, 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of a run that goes on, whose first epoch Lightning begins without the hook."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._patches, self._seconds, self._since = 0, 0.0, time.monotonic()

@@ -36,14 +36,11 @@ class TrainingRecord(L.Callback):
         self._started = time.monotonic()
         self.record = describe_process()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count epochs, the running one included."""
-        self.record["epochs"] = trainer.current_epoch + 1
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Start the step's clock."""
+        """Count epochs, the running one included, and start the step's clock."""
+        self.record["epochs"] = trainer.current_epoch + 1
         self._step_started = time.monotonic()
 
     def on_train_batch_end(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import torchio as tio
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
@@ -19,7 +20,7 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
-from rare_lightning.data.sampling import EvaluationShare, TrainingShare
+from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
@@ -255,11 +256,12 @@ class DecathlonDataModule(L.LightningDataModule):
         collate: PyramidCollate | None = None,
         **options: Any,
     ) -> DataLoader[tio.Subject]:
-        return DataLoader(
+        return LateLoader(
             dataset,
             sampler=share,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate or PyramidCollate(self.strides, self.label_downsampling),
+            generator=torch.Generator(),  # a seed for loader processes, which nothing uses, is not drawn from torch's
             **options,
         )

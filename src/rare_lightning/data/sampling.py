@@ -6,12 +6,15 @@ would have seen.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from rare_lightning.errors import UserError
+
+T = TypeVar("T")
 
 
 class TrainingShare(DistributedSampler[int]):
@@ -72,6 +75,17 @@ class EvaluationShare(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Every ``processes``-th case from ``rank`` on."""
         yield from range(self.rank, self.total_size, self.num_replicas)
+
+
+class LateLoader(DataLoader[T]):
+    """A loader that begins when its first batch is asked for.
+
+    Lightning asks for the iterator of a run that goes on before it tells the epoch, when loader processes would take
+    the order of the first epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # an iterator of batches all the same
+        yield from super().__iter__()
 
 
 @contextmanager

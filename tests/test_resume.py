@@ -1,0 +1,205 @@
+"""Runs that are interrupted, and go on."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rare_lightning.cli import main
+
+CONF = Path(__file__).parent / "conf"
+
+
+def words(phantom, run, *more):
+    # Everything that a run has a state of: what draws, a schedule, callbacks with a memory.
+    return [
+        "fit", "--config", str(CONF / "tiny.yaml"), "--data.root", str(phantom), "--run_dir", str(run),
+        "--model.network.init_args.dropout", "0.2", "--model.scheduler", "constant", "--trainer.max_epochs", "2",
+        "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/dice",
+        "--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "50",
+        "--trainer.enable_progress_bar", "false", "--data.patches_per_case", "3", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantom, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(words(phantom, folder, "--data.cache_dir", str(folder.parent / "cache"))) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(uninterrupted, tmp_path):
+    return shutil.copytree(uninterrupted, tmp_path / "run")
+
+
+def state(run, name="last"):
+    """Everything that training goes on with."""
+    checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    parts = {part: checkpoint[part] for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch")}
+    parts["callbacks"] = {
+        # Without paths, and what is not read back.
+        name: {k: v for k, v in content.items() if not isinstance(v, str | dict) and k != "current_score"}
+        for name, content in checkpoint["callbacks"].items()
+        if "TrainingRecord" not in name  # of which the times differ
+    }
+    return parts
+
+
+def test_a_run_goes_on_as_if_nothing_had_happened(phantom, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    assert main(words(phantom, run, "--trainer.max_epochs", "1", "--resume")) == 0  # nothing yet to go on with
+    assert main(words(phantom, run, "--resume")) == 0
+    torch.testing.assert_close(state(run), state(uninterrupted), rtol=0, atol=0)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert state(run, "previous")["epoch"] == 0
+
+
+def test_loader_processes_go_on_with_the_right_epoch(phantom, tmp_path):
+    for run, epochs in (("whole", ["2"]), ("parts", ["1", "2"])):
+        for count in epochs:
+            more = ["--data.num_workers", "1", "--trainer.max_epochs", count, "--resume"]
+            assert main(words(phantom, tmp_path / run, *more)) == 0
+    torch.testing.assert_close(state(tmp_path / "parts"), state(tmp_path / "whole"), rtol=0, atol=0)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(phantom, copied, uninterrupted, caplog, capsys):
+    last = copied / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with caplog.at_level("INFO"):
+        assert main(words(phantom, copied, "--resume")) == 0
+    assert f"{last}: not a checkpoint of rare fit" in caplog.text
+    assert f"Going on from {copied / 'checkpoints' / 'previous.ckpt'}" in caplog.text
+    torch.testing.assert_close(state(copied), state(uninterrupted), rtol=0, atol=0)
+
+    # The run was moved, and its best is where it is now.
+    for kept in torch.load(last, weights_only=True)["callbacks"].values():
+        assert "best_model_path" not in kept or Path(kept["best_model_path"]).parent == last.parent
+    for name in ("last", "previous"):
+        (copied / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    assert main(words(phantom, copied, "--resume")) == 1
+    assert "Nothing to go on from" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(phantom, copied, capsys):
+    before = (copied / "checkpoints" / "last.ckpt").read_bytes()
+    (copied / "checkpoints" / ".last.ckpt.part").symlink_to("/dev/full")
+    assert main(words(phantom, copied, "--resume", "--trainer.max_epochs", "3")) == 1
+    assert "last.ckpt: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert (copied / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not (copied / "checkpoints" / ".last.ckpt.part").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model.optimizer.init_args.lr", "1e-3"], "model.optimizer.init_args.lr is 0.001 and was 0.01"),
+        (["--data.fold", "1"], "data.fold is 1 and was 0"),
+        (["--ckpt_path", "somewhere.ckpt"], "finds the checkpoint there by itself"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_settings(phantom, copied, more, message, capsys):
+    assert main(words(phantom, copied, "--resume", *more)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_only_runs_are_resumed(phantom, tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    assert main(words(phantom, tmp_path, "--resume")) == 1
+    assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_resuming_needs_a_run_and_a_training(phantom, copied, capsys):
+    checkpoint = str(copied / "checkpoints" / "best.ckpt")
+    assert main(["test", "--ckpt_path", checkpoint, "--resume"]) == 1
+    assert "leave it out of rare test" in capsys.readouterr().err
+    assert main(["fit", "--config", str(CONF / "tiny.yaml"), "--data.root", str(phantom), "--resume"]) == 1
+    assert "--resume needs --run_dir" in capsys.readouterr().err
+
+
+def test_settings_given_beside_a_checkpoint_hold_but_those_of_the_split(phantom, copied, tmp_path, caplog):
+    more = ["--ckpt_path", str(copied / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "3", "--data.fold", "1"]
+    more += ["--model.optimizer.init_args.lr", "1e-3", "--model.optimizer.init_args.weight_decay", "0.5"]
+    with caplog.at_level("INFO"):
+        assert main(words(phantom, tmp_path / "new", *more)) == 0
+    assert "model.optimizer.init_args.lr is 0.001 and was 0.01; the given one holds" in caplog.text
+    assert "data.fold is 1 and was 0; the checkpoint's holds" in caplog.text
+    [group] = state(tmp_path / "new")["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-3), 0.5)
+    splits = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (copied, tmp_path / "new")]
+    assert splits[0]["DecathlonDataModule"]["split"] == splits[1]["DecathlonDataModule"]["split"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model.network.init_args.features", "4"], "the checkpoint's network is another"),
+        (["--model.optimizer", "torch.optim.SGD"], "whose state it cannot go on with"),
+    ],
+)
+def test_what_a_checkpoint_cannot_go_on_with_is_refused(phantom, copied, tmp_path, more, message, capsys):
+    more = ["--ckpt_path", str(copied / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "3", *more]
+    assert main(words(phantom, tmp_path / "new", *more)) == 1
+    assert message in capsys.readouterr().err
+
+
+def train(arguments, log):
+    """In a process of its own, which is to be killed; on a slow disk, so that this hits the writing of checkpoints."""
+    fsync = os.fsync
+    os.fsync = lambda file: (time.sleep(0.1), fsync(file))
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os._exit(main(arguments))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(phantom, tmp_path):
+    """At least 24 kills, 4 of them while a checkpoint is written; see docs/reliability.md."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rare_lightning.cli", "rare_lightning.module"])
+    draw = random.Random(0)
+
+    def start(run):
+        more = ["--trainer.max_epochs", "4", "--resume"]
+        process = context.Process(target=train, args=(words(phantom, run, *more), tmp_path / f"{run.name}.log"))
+        process.start()
+        return process
+
+    def finish(process, run):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / f"{run.name}.log").read_text()
+
+    finish(start(tmp_path / "first"), tmp_path / "first")  # with which the imports begin
+    began = time.monotonic()
+    finish(start(tmp_path / "whole"), tmp_path / "whole")
+    duration = time.monotonic() - began
+    expected = state(tmp_path / "whole")
+    kills = {"anywhere": 0, "while a checkpoint is written": 0}
+    runs = 0
+    while kills["anywhere"] < 20 or kills["while a checkpoint is written"] < 4:
+        run = tmp_path / f"killed{runs}"
+        runs += 1
+        for _ in range(8):
+            process = start(run)
+            until = time.monotonic() + draw.uniform(0, duration)
+            kind = "anywhere"
+            while process.is_alive() and time.monotonic() < until:
+                if kills["while a checkpoint is written"] < 4 and any(run.glob("checkpoints/.*.part")):
+                    kind = "while a checkpoint is written"
+                    break
+                time.sleep(0.0005)
+            if not process.is_alive():
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills[kind] += 1
+        finish(start(run), run)
+        torch.testing.assert_close(state(run), expected, rtol=0, atol=0)
+    print(f"{kills} kills in {runs} runs")
