@@ -1,8 +1,10 @@
 """The ``rare`` command: LightningCLI's fit, validate and test, and the tools that need no Trainer."""
 
 import argparse
+import errno
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
+from rare_lightning.processes import end_with_parent, explain_loss
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, unused
 
@@ -244,6 +247,21 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except ArgumentError as error:
         return _report_wrong_words(words, error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"rare: error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit "
+            "goes on from its last checkpoint with the same command and --resume.",
+            file=sys.stderr,
+        )
+        return 1
+    except RuntimeError as error:
+        lost = explain_loss(error)
+        if lost is None:
+            raise
+        print(f"rare: error: {lost}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -266,6 +284,8 @@ def _run(words: list[str]) -> None:
             return
     if words[0] not in COMMANDS:
         raise UserError(f"there is no command {words[0]!r}. Commands: {', '.join(COMMANDS)}")
+    if "LOCAL_RANK" in os.environ:  # started by the first process of its machine, by torchrun or another launcher
+        end_with_parent()
     RareCLI(
         SegmentationModule,
         DecathlonDataModule,

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
 from rare_lightning.configuration import changed_settings, keep_plain_hyperparameters
@@ -110,6 +111,8 @@ class SegmentationModule(L.LightningModule):
         self.window_size = window_size
         self.train_dice = self._configure_dice()
         self.val_dice = self._configure_dice()
+        # Lightning's own means are of each process first, and then of the processes.
+        self.val_losses: dict[str, MeanMetric] = {}
 
     def _configure_dice(self) -> nn.ModuleDict:
         classes = len(self.class_names)
@@ -160,12 +163,18 @@ class SegmentationModule(L.LightningModule):
         prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
         parts = self._compare(prediction, batch)
         counted = int((~batch["again"]).sum())
-        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=counted, sync_dist=True)
+        for name, value in parts.items():
+            if name not in self.val_losses:
+                self.val_losses[name] = MeanMetric().to(self.device)
+            self.val_losses[name].update(value, counted)
         self._update_dice(self.val_dice, prediction, batch, counted)
         return prediction.logits
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
+        for name, mean in self.val_losses.items():
+            self.log(f"val/{name}", mean.compute())
+            mean.reset()
         self._log_dice(self.val_dice, "val", self.levels)
 
     def test_step(  # type: ignore[override]  # outputs go to callbacks as they are

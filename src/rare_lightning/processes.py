@@ -1,0 +1,42 @@
+"""The processes of a distributed run: one that dies takes the others with it, and each says why in a line."""
+
+import os
+import re
+import sys
+import threading
+import time
+
+import torch.distributed as dist
+
+SECONDS = 5.0
+"""How often a process looks whether the one that started it is still there."""
+
+LOST = re.compile(
+    r"closed by peer|reset by peer|broken pipe|timed out|remote worker|NCCL|ncclRemoteError", re.IGNORECASE
+)
+"""What gloo and NCCL say when another process does not answer."""
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does: the others' collectives may wait for it for long."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS)
+        print("rare: error: the process that started this one has ended, and so does this", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be waiting for good
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def explain_loss(error: RuntimeError) -> str | None:
+    """The line for an error that tells that another process of the run is gone; None for any other."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
+        return None
+    return (
+        f"process {dist.get_rank()} of {dist.get_world_size()} lost another one, which may have said why, or was "
+        "killed (out of memory?). rare fit goes on from its last checkpoint with the same command and --resume."
+    )
