@@ -79,6 +79,44 @@ def test_torchrun_trains_the_same(trained, phantom, tmp_path):
     assert_equal_weights(tmp_path / "run", trained)
 
 
+@pytest.fixture
+def nodes():
+    """Two network namespaces, joined by a cable: as many machines, for a run."""
+    commands = [
+        "netns add node0",
+        "netns add node1",
+        "link add veth0 netns node0 type veth peer name veth1 netns node1",
+    ]
+    for node in (0, 1):
+        commands += [f"-n node{node} addr add 10.9.0.{node + 1}/24 dev veth{node}"]
+        commands += [f"-n node{node} link set {device} up" for device in ("lo", f"veth{node}")]
+    try:
+        for words in commands:
+            subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+        yield ["node0", "node1"]
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces cannot be made here")
+    finally:
+        for node in ("node0", "node1"):
+            subprocess.run(["ip", "netns", "delete", node], check=False, capture_output=True)
+
+
+def test_two_nodes_train_the_same(trained, phantom, tmp_path, nodes):
+    words = fit(phantom, tmp_path / "run", *TWO, "--data.test_fraction", "0.5", "--data.folds", "3")
+    words += ["--trainer.devices", "1", "--trainer.num_nodes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launch += ["--master-addr", "10.9.0.1", "--master-port", "29511"]
+    processes = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", node, *launch, "--node-rank", str(rank), "-m", "rare_lightning.cli", *words],
+            cwd=ROOT, env={**os.environ, "GLOO_SOCKET_IFNAME": f"veth{rank}"},
+        )
+        for rank, node in enumerate(nodes)
+    ]  # fmt: skip
+    assert [process.wait(300) for process in processes] == [0, 0]
+    assert_equal_weights(tmp_path / "run", trained)
+
+
 def test_the_trainer_can_synchronise_batch_norm():
     """By Trainer(sync_batchnorm=True), which itself works on GPUs alone."""
     network = TorchSyncBatchNorm().apply(RAREUNet(1, 2, features=2, normalization="batch"))

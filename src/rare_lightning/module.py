@@ -165,7 +165,7 @@ class SegmentationModule(L.LightningModule):
         counted = int((~batch["again"]).sum())
         for name, value in parts.items():
             if name not in self.val_losses:
-                self.val_losses[name] = MeanMetric().to(self.device)
+                self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
             self.val_losses[name].update(value, counted)
         self._update_dice(self.val_dice, prediction, batch, counted)
         return prediction.logits
