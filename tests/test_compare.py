@@ -23,7 +23,9 @@ FILES = {f"comparison.{kind}" for kind in ("md", "html", "csv", "json")} | {
 }
 
 
-def write_run(folder, dice=0.7, cases=12, levels=2, classes=("x", "y"), spacing=1.0, protocol=PROTOCOL, seed=0):
+def write_run(
+    folder, dice=0.7, cases=12, levels=2, classes=("x", "y"), spacing=1.0, protocol=PROTOCOL, seed=0, truths=TRUTHS
+):
     """Run folder of a test whose Dice lies around a value."""
     generator = np.random.default_rng(seed)
     rows = [
@@ -31,7 +33,7 @@ def write_run(folder, dice=0.7, cases=12, levels=2, classes=("x", "y"), spacing=
             f"case_{case:02}", level, (spacing * 2**level,) * 3, truth, name,
             Scores(float(np.clip(dice - 0.1 * level + generator.normal(0, 0.05), 0, 1)), 2.0 + level, 0.5, 0.1),
         )
-        for case in range(cases) for level in range(levels) for truth in TRUTHS for name in classes
+        for case in range(cases) for level in range(levels) for truth in truths for name in classes
     ]  # fmt: skip
     (folder / "test").mkdir(parents=True)
     write_cases(rows, folder / "test" / "cases.csv")
@@ -83,6 +85,19 @@ def test_everything_is_written_and_the_better_method_found(runs, tmp_path, capsy
     assert re.search(r"\*\*0\.\d{3}\*\* \[0\.\d{3}, 0\.\d{3}\] \| 0\.\d{3} \[", row)
     for name in ("dice_by_resolution", "cases"):
         assert imread(tmp_path / "out" / f"{name}.png").std() > 0
+
+
+def test_what_was_scored_against_one_truth_is_compared_by_that(runs, tmp_path, capsys):
+    """As by rare evaluate."""
+    fine = [write_run(tmp_path / "a", 0.8, truths=["fine"]), write_run(tmp_path / "b", 0.6, seed=1, truths=["fine"])]
+    code, record = compare(tmp_path / "out", *fine)
+    assert code == 0
+    assert {mean["truth"] for mean in record["means"]} == {"fine"}
+    assert [(d["truth"], d["level"]) for d in record["differences"]] == [("fine", "0"), ("fine", "1"), ("fine", "mean")]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert "level truth" not in capsys.readouterr().out
+    assert compare(tmp_path / "mixed", runs[0], fine[1]) == (1, None)
+    assert "score both by rare test, or both by rare evaluate" in capsys.readouterr().err
 
 
 def test_means_are_those_of_rare_test(runs, tmp_path):

@@ -17,7 +17,6 @@ from rare_lightning.evaluation.comparison_report import write_comparison
 from rare_lightning.evaluation.figures import plot_dice_by_resolution
 from rare_lightning.evaluation.label_maps import score_label_maps
 from rare_lightning.evaluation.methods import read_methods
-from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.evaluation.tables import terminal_table, write_scores
 from rare_lightning.inference import Segmenter
 from rare_lightning.inference.forward_times import time_forwards
@@ -93,7 +92,7 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         write_comparison(comparison, costs, timed, folder)
     console = Console()
-    for truth in TRUTHS:
+    for truth in comparison.truths:
         console.print(comparison_table(comparison, truth))
     print(f"Comparison in {folder}: comparison.html, comparison.md, comparison.csv, comparison.json, figures")
 

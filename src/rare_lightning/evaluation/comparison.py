@@ -67,6 +67,7 @@ class Comparison:
         cases: Case ids.
         levels: Level, and ``mean`` at last -> spacing in mm.
         classes: Foreground classes in the reference's order, and ``mean`` at last if there are several.
+        truths: Those that the methods were scored against, ``fine`` last.
         means: By score, method, truth, level and class.
         differences: Of all methods but the reference.
 
@@ -80,11 +81,12 @@ class Comparison:
         self.names = [method.name for method in methods]
         rows = methods[0].rows
         self.cases = sorted({row.case for row in rows})
+        self.truths = [truth for truth in TRUTHS if truth in {row.truth for row in rows}]
         self.levels = {str(level): spacing for level, spacing in sorted(methods[0].spacings.items())}
         classes = list(dict.fromkeys(row.class_name for row in rows))
-        keys = list(product(self.names, TRUTHS, map(int, self.levels), classes, self.cases))
+        keys = list(product(self.names, self.truths, map(int, self.levels), classes, self.cases))
         found = {(m.name, r.truth, r.level, r.class_name, r.case): r.scores for m in methods for r in m.rows}
-        shape = (len(methods), len(TRUTHS), len(self.levels), len(classes), len(self.cases), len(Scores._fields))
+        shape = (len(methods), len(self.truths), len(self.levels), len(classes), len(self.cases), len(Scores._fields))
         scores = np.moveaxis(np.array([found[key] for key in keys], dtype=float).reshape(shape), -1, 0)
         self.levels[MEAN] = ""
         self.classes = [*classes, MEAN] if len(classes) > 1 else classes
@@ -106,8 +108,8 @@ class Comparison:
         return np.concatenate([by_level, mean_where_defined(by_level, axis=-2)[..., None, :]], axis=-2)
 
     def median_case(self) -> str:
-        """The case in which the reference has its median ``fine`` Dice, mean over levels."""
-        dice = self.case_dice(self.names[0])[0, TRUTHS.index("fine"), -1]
+        """The case in which the reference has its median Dice against the last truth, mean over levels."""
+        dice = self.case_dice(self.names[0])[0, -1, -1]
         order = [self.cases[i] for i in np.argsort(dice, kind="stable") if not np.isnan(dice[i])] or self.cases
         return order[len(order) // 2]
 
@@ -120,7 +122,7 @@ class Comparison:
         if MEAN in self.classes:
             undefined = np.concatenate([undefined, undefined.sum(-1, keepdims=True)], axis=-1)
         undefined = np.concatenate([undefined, undefined.sum(-2, keepdims=True)], axis=-2)
-        keys = product(Scores._fields, self.names, TRUTHS, self.levels, self.classes)
+        keys = product(Scores._fields, self.names, self.truths, self.levels, self.classes)
         columns = (values.ravel().tolist() for values in (means, low, high, undefined))
         return {key: Mean(*values) for key, *values in zip(keys, *columns, strict=True)}
 
@@ -134,8 +136,8 @@ class Comparison:
         keys, tests = [], []
         for name in self.names[1:]:
             reference, method = self.case_dice(name)
-            for (t, truth), (i, level) in product(enumerate(TRUTHS), enumerate(self.levels)):
-                if (truth, level) == ("fine", "0"):
+            for (t, truth), (i, level) in product(enumerate(self.truths), enumerate(self.levels)):
+                if (truth, level) == ("fine", "0") and "level" in self.truths:
                     continue  # the same test as that of the level truth
                 keys.append((name, truth, level))
                 tests.append(paired_test(method[t, i] - reference[t, i]))

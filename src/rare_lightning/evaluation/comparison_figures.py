@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.figures import COLORS, Slice, add_legend, show_slice
-from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.evaluation.tables import replacing
 
 LINES = [color for color in COLORS if color != "#f0e442"]  # yellow is hard to see on white
@@ -21,9 +20,10 @@ def plot_dice_against_resolution(comparison: Comparison, folder: Path) -> None:
     """``dice_by_resolution``: mean Dice and its interval over levels, a line per method and a panel per truth."""
     levels = [level for level in comparison.levels if level != MEAN]
     places = np.arange(len(levels))
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, truth in zip(panels, TRUTHS, strict=True):
+    truths = comparison.truths
+    figure = Figure(figsize=(4.5 * len(truths), 4), layout="constrained")
+    panels = figure.subplots(1, len(truths), sharey=True, squeeze=False)[0]
+    for axes, truth in zip(panels, truths, strict=True):
         for i, name in enumerate(comparison.names):
             entries = [comparison.means["dice", name, truth, level, comparison.classes[-1]] for level in levels]
             mean, low, high = (np.array([entry[column] for entry in entries]) for column in range(3))
@@ -44,9 +44,10 @@ def plot_cases(comparison: Comparison, folder: Path) -> None:
     reference, *others = comparison.names
     levels = [level for level in comparison.levels if level != MEAN]
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(levels)))
-    figure = Figure(figsize=(3.4 * len(others) + 0.6, 7), layout="constrained")
-    grid = figure.subplots(len(TRUTHS), len(others), sharex=True, sharey=True, squeeze=False)
-    for (row, truth), (column, name) in product(enumerate(TRUTHS), enumerate(others)):
+    truths = comparison.truths
+    figure = Figure(figsize=(3.4 * len(others) + 0.6, 3.5 * len(truths)), layout="constrained")
+    grid = figure.subplots(len(truths), len(others), sharex=True, sharey=True, squeeze=False)
+    for (row, truth), (column, name) in product(enumerate(truths), enumerate(others)):
         axes, pair = grid[row, column], comparison.case_dice(name)[:, row]
         axes.axline((0, 0), slope=1, color="0.6", lw=1)
         for i, level in enumerate(levels):

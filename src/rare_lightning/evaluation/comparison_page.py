@@ -11,7 +11,7 @@ from rich.table import Table as TerminalTable
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.document import Block, Heading, Paragraph, Picture, Table
-from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Truth
+from rare_lightning.evaluation.protocol import TRUTH_LABELS, Truth
 from rare_lightning.evaluation.statistics import RESAMPLES
 from rare_lightning.evaluation.tables import three_digits
 
@@ -94,13 +94,13 @@ def _head(comparison: Comparison) -> list[Block]:
 def _means(comparison: Comparison) -> list[Block]:
     blocks: list[Block] = [Heading("Dice")]
     blocks.append(Picture("dice_by_resolution.svg", "Mean Dice against resolution, with 95 % bootstrap intervals."))
-    for truth in TRUTHS:
+    for truth in comparison.truths:
         rows = product(comparison.levels, comparison.classes)
         blocks.append(Heading(f"Against the {AGAINST[truth]}", 3))
         blocks.append(Table([_row(comparison, "dice", truth, level, name) for level, name in rows]))
     for score, heading in (("hd95_mm", "HD95 (mm)"), ("nsd", "NSD")):
         blocks.append(Heading(heading))
-        for truth in TRUTHS:
+        for truth in comparison.truths:
             rows = product(comparison.levels, comparison.classes[-1:])
             blocks.append(Paragraph(f"Mean over classes, against the {AGAINST[truth]}:"))
             blocks.append(Table([_row(comparison, score, truth, level, name) for level, name in rows]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.protocol import Row
 from rare_lightning.evaluation.tables import format_spacing, read_cases
 
 
@@ -103,9 +103,9 @@ def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
     if not rows:
         raise UserError(f"{path}: holds no cases")
     keys = [(row.case, row.level, row.truth, row.class_name) for row in rows]
-    cases, levels, _, classes = (list(dict.fromkeys(column)) for column in zip(*keys, strict=True))
+    cases, levels, truths, classes = (list(dict.fromkeys(column)) for column in zip(*keys, strict=True))
     seen = set(keys)
-    for key in product(cases, levels, TRUTHS, classes):
+    for key in product(cases, levels, truths, classes):
         if key not in seen:
             raise UserError(f"{path}: has no line for case {key[0]}, level {key[1]}, truth {key[2]}, class {key[3]}")
     if len(seen) < len(keys):
@@ -120,7 +120,7 @@ def refuse_different(methods: Sequence[Method]) -> None:
     """Refuse methods whose tables cannot be laid beside the first one's.
 
     Raises:
-        UserError: If they differ in cases, levels, classes, spacings or protocol.
+        UserError: If they differ in cases, levels, classes, truths, spacings or protocol.
     """
     one = methods[0]
     for other in methods[1:]:
@@ -128,6 +128,7 @@ def refuse_different(methods: Sequence[Method]) -> None:
             ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
             ("levels", "train both with the same data.levels", *_columns(one, other, "level")),
             ("classes", "train both on the same task", *_columns(one, other, "class_name")),
+            ("truths", "score both by rare test, or both by rare evaluate", *_columns(one, other, "truth")),
         ):
             if mine != theirs:
                 lacks = [
