@@ -23,6 +23,7 @@ def words(phantom, run, *more):
         "--model.network.init_args.dropout", "0.2", "--model.scheduler", "constant", "--trainer.max_epochs", "2",
         "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/dice",
         "--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "50",
+        "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.9",
         "--trainer.enable_progress_bar", "false", "--data.patches_per_case", "3", *more,
     ]  # fmt: skip
 
@@ -42,7 +43,8 @@ def copied(uninterrupted, tmp_path):
 def state(run, name="last"):
     """Everything that training goes on with."""
     checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    parts = {part: checkpoint[part] for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch")}
+    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "epoch")
+    parts = {part: checkpoint[part] for part in names}
     parts["callbacks"] = {
         # Without paths, and what is not read back.
         name: {k: v for k, v in content.items() if not isinstance(v, str | dict) and k != "current_score"}
@@ -167,7 +169,8 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(phantom, tmp_path):
     draw = random.Random(0)
 
     def start(run):
-        more = ["--trainer.max_epochs", "4", "--resume"]
+        # The first and third epoch end with a checkpoint and no validation.
+        more = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2", "--resume"]
         process = context.Process(target=train, args=(words(phantom, run, *more), tmp_path / f"{run.name}.log"))
         process.start()
         return process
