@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.errors import UserError
+from rare_lightning.files import replacing
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -28,20 +29,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: If it cannot be written; a checkpoint that was there is there still.
         """
         target = Path(path)
-        scratch = target.with_name(f".{target.name}.part")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            if target.name == LAST and target.exists():
-                target.replace(target.with_name(PREVIOUS))
-            scratch.replace(target)
+            with replacing(target) as part:
+                with part.open("wb") as file:
+                    file.write(content.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                if target.name == LAST and target.exists():
+                    target.replace(target.with_name(PREVIOUS))
         except OSError as error:
-            scratch.unlink(missing_ok=True)
             raise UserError(
                 f"{target}: cannot be written ({error.strerror}). The checkpoints before it are whole: make room, and "
                 "go on with the same command and --resume."

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rare_lightning.callbacks.processes import gather
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
+from rare_lightning.files import replacing
 from rare_lightning.inference.prediction import Answer
 from rare_lightning.inference.scans import SUFFIXES, Scan, ScanFiles, write_array
 
@@ -106,13 +106,10 @@ class PredictionWriter(BasePredictionWriter):
             rows.append([path.stem, record["level"], *(f"{ml:.4f}" for ml in record["volumes_ml"].values())])
         if not rows:
             return
-        temporary = self.folder / ".volumes.csv"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.folder / "volumes.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])
-        os.replace(temporary, self.folder / "volumes.csv")
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torchio as tio
 
-from rare_lightning.data.folders import appearing
 from rare_lightning.errors import UserError
+from rare_lightning.files import appearing
 
 PhantomKind = Literal["hippocampus", "brats"]
 Means = list[tuple[float, float]]

@@ -16,7 +16,8 @@ from rare_lightning.evaluation.comparison_page import Cost, comparison_page
 from rare_lightning.evaluation.document import Block, Paragraph, Picture, to_html, to_markdown
 from rare_lightning.evaluation.figures import Slice
 from rare_lightning.evaluation.slices import read_slices
-from rare_lightning.evaluation.tables import replacing, write_summary
+from rare_lightning.evaluation.tables import write_summary
+from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
 
 

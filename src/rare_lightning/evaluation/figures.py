@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from rare_lightning.evaluation.protocol import TRUTHS
+from rare_lightning.files import replacing
 
 matplotlib.rcParams["svg.hashsalt"] = "rare"  # the same figure gives the same bytes
 COLORS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2"]  # Okabe and Ito
@@ -127,9 +128,8 @@ def plot_preview(
             )
         axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
     add_legend(figure, class_names)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def add_legend(figure: Figure, class_names: Sequence[str]) -> None:

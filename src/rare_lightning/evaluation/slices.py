@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.tables import format_spacing, mean_defined, replacing
+from rare_lightning.evaluation.tables import format_spacing, mean_defined
+from rare_lightning.files import replacing
 from rare_lightning.metrics.scores import dice
 
 PARTS = ("level", "spacing", "image", "truth", "prediction", "dice", "aspect")

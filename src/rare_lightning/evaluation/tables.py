@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Row, Truth
+from rare_lightning.files import replacing
 from rare_lightning.metrics import Scores
 from rare_lightning.provenance import describe_process
 
@@ -198,20 +198,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-class replacing:
-    """Context: a scratch name beside ``path`` that becomes ``path`` if all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f".{path.name}.part")
-
-    def __enter__(self) -> Path:
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.part, self.path)
-        else:
-            self.part.unlink(missing_ok=True)

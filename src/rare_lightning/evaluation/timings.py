@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rare_lightning.evaluation.tables import markdown_table, replacing, three_digits
+from rare_lightning.evaluation.tables import markdown_table, three_digits
+from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
 
 TimingRow = dict[str, Any]

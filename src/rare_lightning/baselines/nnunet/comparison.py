@@ -37,7 +37,8 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.tables import replacing, terminal_table, write_scores
+from rare_lightning.evaluation.tables import terminal_table, write_scores
+from rare_lightning.files import replacing
 from rare_lightning.networks.heads import Grid
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torchio as tio
 from torch import Tensor
 
-from rare_lightning.data.folders import appearing
 from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Case, Task
 from rare_lightning.data.voxels import read_nifti
 from rare_lightning.evaluation.protocol import without_padding
+from rare_lightning.files import appearing
 from rare_lightning.networks.grids import Size3, interpolate, round_up
 
 Route = Literal["native", "upsampled"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rare_lightning.baselines.nnunet.dataset import DATASET_ID, ROUTES, Route
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.tables import replacing
+from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
 
 Device = Literal["cpu", "cuda", "mps"]

@@ -1,0 +1,32 @@
+"""Files and folders that appear whole or not at all."""
+
+import pytest
+
+from rare_lightning.files import appearing, replacing
+
+
+def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    folder = tmp_path / "above" / "task"
+    with pytest.raises(RuntimeError), appearing(folder) as scratch:
+        (scratch / "file").touch()
+        raise RuntimeError
+    assert not any(folder.parent.iterdir())
+    with appearing(folder) as scratch:
+        (scratch / "file").touch()
+        assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert list(folder.parent.iterdir()) == [folder]
