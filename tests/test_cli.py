@@ -169,7 +169,7 @@ def test_the_configs_run_as_they_stand(phantom, tmp_path, name):
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(phantom), "--data.folds", "2"]
     words += ["--data.num_workers", "0", "--model.network.init_args.features", "2", "--trainer.fast_dev_run", "1"]
     if name == "brats":
-        words += ["--data.patch_size", "[32, 32, 32]", "--data.spacing", "[1, 1, 1]", "--trainer.precision", "32"]
+        words += ["--data.patch_size", "[64, 64, 64]", "--data.spacing", "[1, 1, 1]", "--trainer.precision", "32"]
     assert main(["fit", *words, "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]) == 0
 
 
