@@ -5,9 +5,10 @@ DEMO ?= runs/demo
 MINUTES ?= 30
 CONFIG ?= configs/hippocampus.yaml
 COMPARISON ?= runs/comparison
+MODEL ?= runs/hippocampus-model
 NNUNET_ENV ?= .venv-nnunet
 
-.PHONY: setup nnunet-env demo comparison test test-slow lint types format check notebooks clean
+.PHONY: setup nnunet-env demo comparison model test test-slow lint types format check notebooks clean
 
 setup: .venv/.installed  ## virtual environment with the locked dependencies
 
@@ -33,6 +34,11 @@ demo: setup  ## the whole method on phantoms: data, training, table, pictures
 comparison: setup  ## train and compare all methods for MINUTES each: make comparison ROOT=Task04_Hippocampus MINUTES=30
 	$(BIN)/python benchmarks/comparison.py --root $(ROOT) --config $(CONFIG) --minutes $(MINUTES) --output $(COMPARISON) \
 		--nnunet_environment $(NNUNET_ENV) $(ITERATIONS:%=--nnunet_iterations %)
+
+model: setup  ## train the hippocampus model and put it into the package: make model ROOT=Task04_Hippocampus
+	$(BIN)/rare fit --config configs/hippocampus.yaml --config configs/trainer/ema.yaml --data.root $(ROOT) \
+		--trainer.max_epochs 56 --run_dir $(MODEL) --resume
+	$(BIN)/python benchmarks/release_model.py --checkpoint $(MODEL)/checkpoints/best.ckpt --name hippocampus --root $(ROOT)
 
 test: setup  ## the fast tests, with line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

@@ -29,6 +29,7 @@ from rare_lightning.data.download import find_task
 from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
+from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import end_with_parent, explain_loss
 from rare_lightning.provenance import describe_process
@@ -127,7 +128,9 @@ class RareCLI(LightningCLI):
         if config.resume:
             config.ckpt_path = _checkpoint_to_resume(config, str(self.subcommand))
         checkpoint = config.get("ckpt_path")
-        folder = run_folder(config.run_dir, checkpoint)
+        folder = run_folder(config.run_dir, None if checkpoint in model_names() else checkpoint)
+        if checkpoint is not None:
+            checkpoint = config.ckpt_path = str(find_checkpoint(checkpoint))
         if self.subcommand == "fit":
             if not config.resume:
                 refuse_folder_in_use(folder, checkpoint)
@@ -205,6 +208,7 @@ COMMANDS = {
     "fit": "Train a network: rare fit --config configs/hippocampus.yaml --data.root ROOT",
     "validate": "Score a checkpoint on its validation cases: rare validate --ckpt_path CHECKPOINT",
     "test": "Score a checkpoint on its test cases and write the report: rare test --ckpt_path CHECKPOINT",
+    "models": "List the trained models that come with the package: rare models",
     "predict": "Segment scans: rare predict --ckpt_path CHECKPOINT --input SCAN_OR_FOLDER ... --output FOLDER",
     "export": "Write a network for another engine: rare export --ckpt_path CHECKPOINT --format onnx --output FOLDER",
     "benchmark": "Time every stage of prediction: rare benchmark --ckpt_path CHECKPOINT --output FOLDER",
@@ -335,8 +339,8 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
-    # What follows from the data is linked to it and not to be given.
-    for name in ("class_names", "window_size"):
+    # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
+    for name in ("class_names", "window_size", "init_from"):
         settings["model"].pop(name, None)
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from rare_lightning.errors import UserError
+from rare_lightning.models import find_checkpoint, model_names
 
 CHECKPOINT_PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "DecathlonDataModule")
 PLAIN = (str, int, float, bool, type(None))
@@ -17,19 +20,46 @@ PLAIN = (str, int, float, bool, type(None))
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Content of a checkpoint, with all parts that ``rare fit`` writes.
 
+    Args:
+        path: Of the file, or the name of a model that comes with the package.
+
     Raises:
         UserError: If there is no such file, or it is something else.
     """
+    path = find_checkpoint(path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         missing = [part for part in CHECKPOINT_PARTS if part not in checkpoint]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
+        raise UserError(
+            f"{path}: no such checkpoint, nor a model of rare models ({', '.join(model_names())})"
+        ) from error
     except Exception as error:  # whatever unpickling foreign bytes raises
         raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
     if missing:
         raise UserError(f"{path}: not a checkpoint of rare fit (without {', '.join(missing)})")
     return checkpoint
+
+
+def begin_from(network: nn.Module, checkpoint: str | Path) -> None:
+    """Give a network the weights of a checkpoint's that have its names and shapes, and say which it keeps of its own.
+
+    Raises:
+        UserError: If most do not fit.
+    """
+    prefix = "network."
+    saved = read_checkpoint(checkpoint)["state_dict"]
+    saved = {name.removeprefix(prefix): weight for name, weight in saved.items() if name.startswith(prefix)}
+    own = network.state_dict()
+    fitting = {name: saved[name] for name in own if name in saved and saved[name].shape == own[name].shape}
+    if len(fitting) < len(own) / 2:
+        raise UserError(
+            f"{checkpoint}: only {len(fitting)} of its {len(saved)} weights fit the network of model.network, "
+            "data.levels and data.depth"
+        )
+    network.load_state_dict(fitting, strict=False)
+    others = sorted(own.keys() - fitting.keys())
+    rank_zero_info(f"Weights of {checkpoint}, but for {', '.join(others) or 'none'}")
 
 
 class Change(NamedTuple):

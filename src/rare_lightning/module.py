@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
-from rare_lightning.configuration import changed_settings, keep_plain_hyperparameters
+from rare_lightning.configuration import begin_from, changed_settings, keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -68,8 +68,11 @@ class SegmentationModule(L.LightningModule):
             that were trained on whole volumes.
         channels_last: Keep the channels of a voxel beside each other in memory: faster on CPUs, and anywhere with mixed
             precision.
+        init_from: Checkpoint or model of ``rare models`` that the weights begin from, where they fit: heads are made
+            anew for other classes, the first convolution for other channels.
 
     Raises:
+        UserError: If the network of init_from is another.
         ValueError: If train_levels names levels that the network does not know, or levels_per_step is not 1 to their
             number.
     """
@@ -86,6 +89,7 @@ class SegmentationModule(L.LightningModule):
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
         channels_last: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -96,6 +100,8 @@ class SegmentationModule(L.LightningModule):
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         # Only the convolutions' kernels have an order of channels and voxels.
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing from its stub
+        if init_from is not None:
+            begin_from(network, init_from)
         self.class_names = class_names
         self.objective = objective or MultiResolutionLoss()
         self.optimizer = optimizer

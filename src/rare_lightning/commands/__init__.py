@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 
 from rare_lightning.commands.evaluation import compare, evaluate, nnunet
 from rare_lightning.commands.inference import benchmark, export, predict
+from rare_lightning.commands.models import models
 from rare_lightning.dashboard import dashboard
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data download": download,
     "data check": check_data,
     "phantom": make_phantom,
+    "models": models,
     "predict": predict,
     "export": export,
     "benchmark": benchmark,

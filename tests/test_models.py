@@ -1,0 +1,102 @@
+"""Models in the package, and runs that begin from a model."""
+
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+import rare_lightning
+from rare_lightning.cli import main
+from rare_lightning.configuration import read_checkpoint
+from rare_lightning.data import make_phantom
+from rare_lightning.models import find_checkpoint, model_names
+
+CONF = Path(__file__).parent / "conf"
+CARDS = Path(__file__).parents[1] / "docs" / "models"
+
+
+def fit(root, run, *words):
+    return main(["fit", "--config", str(CONF / "tiny.yaml"), "--data.root", str(root), "--run_dir", str(run), *words])
+
+
+@pytest.fixture(scope="module")
+def earlier(phantom, tmp_path_factory):
+    """Checkpoint of a network of two classes."""
+    folder = tmp_path_factory.mktemp("runs") / "earlier"
+    assert fit(phantom, folder, "--data.cache_dir", str(folder.parent / "cache")) == 0
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def network_of(checkpoint):
+    weights = read_checkpoint(checkpoint)["state_dict"]
+    return {name: weight for name, weight in weights.items() if name.startswith("network.")}
+
+
+def test_models_are_small_listed_and_described(capsys):
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert model_names()
+    assert sum(find_checkpoint(name).stat().st_size for name in model_names()) < 15e6
+    for name in model_names():
+        assert name in printed
+        card = (CARDS / f"{name}.md").read_text()
+        assert all(word in card for word in ("CC-BY-SA 4.0", "not a medical device", "95 % intervals", "rare fit"))
+        dice = read_checkpoint(name)["card"]["dice"].values()
+        assert all(f"{mean:.3f}" in printed and f"{mean:.3f}" in card for mean in dice)
+        floats = [weight for weight in network_of(name).values() if weight.is_floating_point()]
+        assert {weight.dtype for weight in floats} == {torch.float16}
+
+
+def test_a_file_goes_before_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("hippocampus") != Path("hippocampus")
+    Path("hippocampus").touch()
+    assert find_checkpoint("hippocampus") == Path("hippocampus")
+
+
+def test_a_model_segments_scans_by_its_name(phantom, tmp_path):
+    scan = sorted((phantom / "imagesTr").glob("*.nii.gz"))[0]
+    words = ["--input", str(scan), "--output", str(tmp_path / "out"), "--accelerator", "cpu", "--num_workers", "0"]
+    assert main(["predict", "--ckpt_path", "hippocampus", *words]) == 0
+    labels = sitk.ReadImage(str(tmp_path / "out" / scan.name))
+    assert labels.GetSize() == sitk.ReadImage(str(scan)).GetSize()
+    assert rare_lightning.load("hippocampus").classes == ["background", "Anterior", "Posterior"]
+
+
+def test_a_model_is_tested_into_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", "hippocampus", "--data.root", "nowhere"]) == 1
+    assert "nowhere/dataset.json: not found" in capsys.readouterr().err
+
+
+def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
+    still = ["--model.optimizer.init_args.lr", "0", "--model.optimizer.init_args.weight_decay", "0"]
+    with caplog.at_level("INFO"):
+        assert fit(phantom, tmp_path / "same", "--model.init_from", str(earlier), *still) == 0
+    assert f"Weights of {earlier}, but for none" in caplog.text
+    last = tmp_path / "same" / "checkpoints" / "last.ckpt"
+    torch.testing.assert_close(network_of(last), network_of(earlier), rtol=0, atol=0)
+    earlier.rename(tmp_path / "moved.ckpt")  # a test does not need it
+    try:
+        assert main(["test", "--ckpt_path", str(last)]) == 0
+    finally:
+        (tmp_path / "moved.ckpt").rename(earlier)
+
+
+def test_heads_are_made_anew_for_other_classes(earlier, tmp_path, caplog):
+    make_phantom(str(tmp_path / "task"), kind="brain_tumour", cases=6, size=[24, 28, 24])
+    more = ["--model.init_from", str(earlier), "--model.optimizer.init_args.lr", "0"]
+    with caplog.at_level("INFO"):
+        assert fit(tmp_path / "task", tmp_path / "run", *more) == 0
+    (line,) = [record.getMessage() for record in caplog.records if "but for" in record.getMessage()]
+    new = line.split("but for ")[1].split(", ")
+    assert all("heads" in name or "encoder.0" in name or "gateways" in name for name in new), new
+    assert any("heads" in name for name in new)
+
+
+def test_another_network_is_no_beginning(phantom, earlier, tmp_path, capsys):
+    more = ["--model.init_from", str(earlier), "--model.network.init_args.features", "4"]
+    assert fit(phantom, tmp_path / "run", *more) == 1
+    assert "weights fit the network of model.network" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
