@@ -70,6 +70,11 @@ def test_a_model_is_tested_into_a_folder_of_its_own(tmp_path, monkeypatch, capsy
     assert "nowhere/dataset.json: not found" in capsys.readouterr().err
 
 
+def test_a_model_is_no_run_to_go_on_with(phantom, tmp_path, capsys):
+    assert fit(phantom, tmp_path / "run", "--ckpt_path", "hippocampus") == 1
+    assert "holds weights alone. Begin from them by --model.init_from" in capsys.readouterr().err
+
+
 def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
     still = ["--model.optimizer.init_args.lr", "0", "--model.optimizer.init_args.weight_decay", "0"]
     with caplog.at_level("INFO"):

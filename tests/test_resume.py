@@ -142,7 +142,7 @@ def test_settings_given_beside_a_checkpoint_hold_but_those_of_the_split(phantom,
     ("more", "message"),
     [
         (["--model.network.init_args.features", "4"], "the checkpoint's network is another"),
-        (["--model.optimizer", "torch.optim.SGD"], "whose state it cannot go on with"),
+        (["--model.optimizer", "torch.optim.SGD"], "with which its state cannot go on"),
     ],
 )
 def test_what_a_checkpoint_cannot_go_on_with_is_refused(phantom, copied, tmp_path, more, message, capsys):

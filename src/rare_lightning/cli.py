@@ -136,7 +136,10 @@ class RareCLI(LightningCLI):
                 refuse_folder_in_use(folder, checkpoint)
             if checkpoint is not None:
                 # And not by Lightning, who would run the pickles of one that comes from a URL.
-                self._compare_settings(read_checkpoint(checkpoint), config)
+                content = read_checkpoint(checkpoint)
+                if "optimizer_states" not in content:
+                    raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
+                self._compare_settings(content, config)
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         _plan_network(config)

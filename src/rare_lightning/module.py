@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
+from rare_lightning.checkpoint_io import follow_optimizer
 from rare_lightning.configuration import begin_from, changed_settings, keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.errors import UserError
@@ -247,20 +248,7 @@ class SegmentationModule(L.LightningModule):
             for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
                 state.pop(length, None)
         before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
-        for change in changed_settings(before, now):
-            name = change.name.removeprefix("init_args.")
-            if name == "class_path":
-                raise UserError(f"the optimizer {change}, whose state it cannot go on with. Begin a new run.")
-            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
-                if name == "lr":
-                    for rate in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
-                        group[rate] *= change.now / change.before
-                else:
-                    group[name] = change.now
-            if name == "lr":
-                for state in checkpoint["lr_schedulers"]:
-                    for rates in state.keys() & {"base_lrs", "_last_lr"}:
-                        state[rates] = [rate * change.now / change.before for rate in state[rates]]
+        follow_optimizer(checkpoint, changed_settings(before, now))
 
     def _levels_of_step(self) -> list[int]:
         """The same in every process, and in a run that was interrupted: drawn from the number of the step alone."""
