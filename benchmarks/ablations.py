@@ -1,0 +1,81 @@
+"""What parts of the hippocampus recipe are worth: short trainings that differ in one setting.
+
+python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 10] [--seeds 0] [--variants recipe ema ...]
+    [--runs runs/ablations] [--output docs/results/ablations.json]
+
+What is trained already is not trained again, and what was interrupted goes on. Scores are Dice of the last weights on the
+validation cases, against the label at full resolution, by level, means over classes and cases. Test cases stay unseen.
+"""
+
+import csv
+from pathlib import Path
+from statistics import mean
+
+from common import arguments, save
+from rare_lightning.cli import main as rare
+from rare_lightning.configuration import read_checkpoint
+from rare_lightning.evaluation.tables import markdown_table
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+VARIANTS = {
+    "recipe": [],
+    "ema": ["--config", str(CONFIGS / "trainer" / "ema.yaml")],
+    "no-consistency": ["--model.objective.init_args.consistency_weight", "0"],
+    "no-random-spacing": ["--data.random_spacing.in_between", "0", "--data.random_spacing.anisotropic", "0"],
+    "no-augmentation": ["--data.augmentation", "[]"],
+    "two-levels-a-step": ["--model.levels_per_step", "2"],
+    "rate-doubled": ["--model.optimizer.init_args.lr", "6e-3"],
+    "cosine": ["--model.scheduler", "cosine"],
+}
+
+
+def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tuple[dict[str, float], float]:
+    """Validation metrics of a variant's last weights, and processor minutes of its training."""
+    run = folder / f"{variant}-{epochs}-{seed}"
+    last, metrics = run / "checkpoints" / "last.ckpt", run / "logs" / "validate" / "metrics.csv"
+    if not metrics.exists():
+        words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), *VARIANTS[variant], "--data.root", root]
+        words += [
+            "--seed_everything",
+            str(seed),
+            "--trainer.max_epochs",
+            str(epochs),
+            "--run_dir",
+            str(run),
+            "--resume",
+        ]
+        words += ["--trainer.check_val_every_n_epoch", str(epochs), "--trainer.enable_progress_bar", "false"]
+        for command in (words, ["validate", "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"]):
+            if code := rare(command):
+                raise SystemExit(code)
+    with metrics.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    record = read_checkpoint(last)["callbacks"]["TrainingRecord"]
+    return {name: float(value) for name, value in row.items() if value}, record["cpu_minutes"]
+
+
+def main() -> None:
+    """Train, score, print and save."""
+    args = arguments(__doc__, root="", epochs=10, seeds=[0], variants=list(VARIANTS), runs="runs/ablations")
+    rows = []
+    for variant in args.variants:
+        found = [trained(variant, seed, args.epochs, args.root, Path(args.runs)) for seed in args.seeds]
+        levels = sorted(name for name in found[0][0] if name.startswith("val/dice/level_") and name.count("/") == 2)
+        scores = {name: [metrics[name] for metrics, _ in found] for name in [*levels, "val/dice"]}
+        rows.append(
+            {
+                "variant": variant,
+                **{name.rpartition("/")[2].replace("_", " "): f"{mean(dice):.3f}" for name, dice in scores.items()},
+                "lowest to highest": f"{min(scores['val/dice']):.3f} to {max(scores['val/dice']):.3f}",
+                "processor minutes": f"{mean(minutes for _, minutes in found):.1f}",
+            }
+        )
+        print(rows[-1], flush=True)
+        note = f"{args.epochs} epochs of configs/hippocampus.yaml, seeds {', '.join(map(str, args.seeds))}"
+        save(args, "Ablations", note, rows)
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()
