@@ -3,8 +3,9 @@
 python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 10] [--seeds 0] [--variants recipe ema ...]
     [--runs runs/ablations] [--output docs/results/ablations.json]
 
-What is trained already is not trained again, and what was interrupted goes on. Scores are Dice of the last weights on the
-validation cases, against the label at full resolution, by level, means over classes and cases. Test cases stay unseen.
+What is trained already is not trained again, and what was interrupted goes on. Scores are Dice of the last weights on
+the validation cases, against the label at full resolution, by level, means over classes and cases. Test cases stay
+unseen.
 """
 
 import csv
