@@ -279,5 +279,5 @@ def test_tools_and_help_read_well(capsys, tmp_path):
             main([*name.split(), "--help"])
         assert stop.value.code == 0
         printed = capsys.readouterr().out
-        assert f"{name} " in printed.splitlines()[0]
+        assert f"{name} " in printed.splitlines()[0] + " "
         assert COMMANDS[name].split(":")[0] in printed
