@@ -18,6 +18,7 @@ def words(checkpoint):
     return ["benchmark", "--ckpt_path", str(checkpoint), "--repeats", "1"]
 
 
+@pytest.mark.slow  # to compile at every level takes half a minute
 def test_every_level_and_engine_is_timed(words, tmp_path, capsys):
     engines = ["eager", "bfloat16", "onnx", "openvino"]
     output = tmp_path / "new" / "folder"

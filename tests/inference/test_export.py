@@ -42,6 +42,7 @@ def as_scan(image):
     return Scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None], Geometry.of(image))
 
 
+@pytest.mark.slow  # the same path as above, for rarer networks
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
     "network",
