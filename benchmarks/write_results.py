@@ -4,7 +4,7 @@ python benchmarks/write_results.py
 
 A record is the ``summary.json`` of ``rare test`` or the files of ``rare compare``, copied into ``docs/results/NAME/``,
 or what a benchmark wrote with ``--output docs/results/NAME.json``. Nothing in docs/results.md is typed by hand, but
-what a ``remarks.md`` beside a record says of it.
+what a ``remarks.md`` in a record's folder, or ``NAME.md`` beside it, says of it.
 """
 
 import json
@@ -108,7 +108,9 @@ def benchmark_section(path: Path) -> list[str]:
     ]
     picture = path.with_suffix(".png")
     pictures = [f"![{picture.stem}](results/{picture.name})", ""] if picture.exists() else []
-    return [*lines, "", markdown_table(record["rows"]), "", *pictures]
+    remarks = path.with_suffix(".md")
+    said = [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
+    return [*lines, "", markdown_table(record["rows"]), "", *said, *pictures]
 
 
 def main() -> None:
