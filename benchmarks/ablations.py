@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 VARIANTS = {
     "recipe": [],
-    "ema": ["--config", str(CONFIGS / "trainer" / "ema.yaml")],
+    "ema": ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.99"],
     "no-consistency": ["--model.objective.init_args.consistency_weight", "0"],
     "no-random-spacing": ["--data.random_spacing.in_between", "0", "--data.random_spacing.anisotropic", "0"],
     "no-augmentation": ["--data.augmentation", "[]"],
