@@ -97,7 +97,8 @@ def benchmark_section(path: Path) -> list[str]:
     """Table of one benchmark."""
     record = json.loads(path.read_text(encoding="utf-8"))
     process = record["process"]
-    run = "python benchmarks/" if process["command"].split()[0].endswith(".py") else ""
+    script = Path(process["command"].split()[0])
+    run = "" if script.suffix != ".py" else "python " if script.parent.name else "python benchmarks/"
     where = f"commit {process['commit']}, {process['hardware']}, torch {process['versions']['torch']}"
     lines = [
         f"## {record['title']}",
