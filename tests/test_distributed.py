@@ -18,6 +18,7 @@ from rare_lightning import RAREUNet
 ROOT = Path(__file__).parents[1]
 CONF = Path(__file__).parent / "conf"
 RARE = [sys.executable, "-m", "rare_lightning.cli"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in one order, whoever launches
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def fit(phantom, run, *more):
 
 def execute(command, **environment):
     ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=300, cwd=ROOT, env={**ENVIRONMENT, **environment}
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran
@@ -112,7 +113,7 @@ def test_two_nodes_train_the_same(trained, phantom, tmp_path, nodes):
     processes = [
         subprocess.Popen(
             ["ip", "netns", "exec", node, *launch, "--node-rank", str(rank), "-m", "rare_lightning.cli", *words],
-            cwd=ROOT, env={**os.environ, "GLOO_SOCKET_IFNAME": f"veth{rank}"},
+            cwd=ROOT, env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": f"veth{rank}"},
         )
         for rank, node in enumerate(nodes)
     ]  # fmt: skip
@@ -187,7 +188,7 @@ def test_a_cluster_job_requeues_itself_and_goes_on(phantom, tmp_path):
     (tmp_path / "pids").unlink()
     with open(tmp_path / "log", "w") as log:
         first = subprocess.Popen(
-            job(tmp_path / "run"), stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **environment}
+            job(tmp_path / "run"), stdout=log, stderr=log, cwd=ROOT, env={**ENVIRONMENT, **environment}
         )
         wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
         first.send_signal(signal.SIGUSR1)
