@@ -20,7 +20,7 @@ from common import arguments
 from rare_lightning.cli import main as rare
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.evaluation.protocol import TRUTHS
-from rare_lightning.evaluation.statistics import interval, mean_over_cases, resample_cases
+from rare_lightning.evaluation.statistics import interval, mean_over_cases, resample_counts
 from rare_lightning.evaluation.tables import describe_summary, format_spacing, markdown_table, read_cases
 from rare_lightning.models import FOLDER
 
@@ -51,8 +51,7 @@ def figures(test: Path, training: dict[str, Any]) -> tuple[str, dict[str, float]
     cases = sorted({row.case for row in rows})
     classes = list(dict.fromkeys(row.class_name for row in rows))
     spacings = {row.level: format_spacing(row.spacing_mm) for row in rows}
-    draws = resample_cases(len(cases))
-    counts = np.stack([np.bincount(draw, minlength=len(cases)) for draw in draws])
+    counts = resample_counts(len(cases))
     dice = {(row.truth, row.level, row.class_name, row.case): row.scores.dice for row in rows}
     lines, mean = [], {}
     for level, spacing in sorted(spacings.items()):

@@ -50,20 +50,23 @@ class RunRecord(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called on rank 0 alone, before the first step."""
-        record = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        split = trainer.datamodule.split.as_dict()  # type: ignore[attr-defined]
         if stage == "fit":
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
-            split = trainer.datamodule.split.as_dict()  # type: ignore[attr-defined]
             unused(folder / "splits.json").write_text(json.dumps([split], indent=1) + "\n", "utf-8")
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]  # the folder has it all
+        if not loggers:
+            return
+        record = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        if stage == "fit":
             record["split"] = split
         else:  # that of the training is not to be overwritten
             record = {section: record[section] for section in ("model", "data")}
         record[stage] = describe_process()
-        for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # the folder has it all
-                logger.log_hyperparams(record)
+        for logger in loggers:
+            logger.log_hyperparams(record)
 
 
 class RareCLI(LightningCLI):

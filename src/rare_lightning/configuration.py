@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from rare_lightning.errors import UserError
 from rare_lightning.models import find_checkpoint, model_names
@@ -41,15 +41,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights of a checkpoint's network, by their names in it."""
+    prefix = "network."
+    weights = checkpoint["state_dict"].items()
+    return {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
+
+
 def begin_from(network: nn.Module, checkpoint: str | Path) -> None:
     """Give a network the weights of a checkpoint's that have its names and shapes, and say which it keeps of its own.
 
     Raises:
         UserError: If most do not fit.
     """
-    prefix = "network."
-    saved = read_checkpoint(checkpoint)["state_dict"]
-    saved = {name.removeprefix(prefix): weight for name, weight in saved.items() if name.startswith(prefix)}
+    saved = network_weights(read_checkpoint(checkpoint))
     own = network.state_dict()
     fitting = {name: saved[name] for name in own if name in saved and saved[name].shape == own[name].shape}
     if len(fitting) < len(own) / 2:

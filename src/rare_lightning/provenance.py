@@ -20,11 +20,16 @@ def describe_process() -> dict[str, Any]:
     """Command, seed, commit, versions and hardware of this process; plain values."""
     return {
         "command": shlex.join(map(_without_folders, sys.argv)),
-        "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
+        "seed": run_seed(),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
     }
+
+
+def run_seed() -> int | None:
+    """What ``seed_everything`` was given, alike in all processes of a run; None where it was not called."""
+    return int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None
 
 
 def _without_folders(word: str) -> str:

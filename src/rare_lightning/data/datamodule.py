@@ -1,6 +1,5 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3, level_stride, stage_strides
+from rare_lightning.provenance import run_seed
 
 Batch = dict[str, Any]
 
@@ -145,7 +145,7 @@ class DecathlonDataModule(L.LightningDataModule):
         Raises:
             UserError: If there are fewer patches than one step takes.
         """
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        seed = run_seed() or 0
         dataset = TrainingPatches(
             self._cached(self.split.train),
             self.patch_size,

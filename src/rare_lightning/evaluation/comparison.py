@@ -16,7 +16,7 @@ from rare_lightning.evaluation.statistics import (
     mean_over_cases,
     mean_where_defined,
     paired_test,
-    resample_cases,
+    resample_counts,
 )
 from rare_lightning.metrics import Scores
 
@@ -115,9 +115,8 @@ class Comparison:
 
     def _means(self, scores: Array) -> dict[tuple[str, str, Truth, str, str], Mean]:
         cases = len(self.cases)
-        counts = np.stack([np.bincount(drawn, minlength=cases) for drawn in resample_cases(cases)]).astype(float)
         means = self._with_means(mean_over_cases(scores, np.ones((1, cases))))[0]
-        low, high = interval(self._with_means(mean_over_cases(scores, counts)))
+        low, high = interval(self._with_means(mean_over_cases(scores, resample_counts(cases))))
         undefined = np.isnan(scores).sum(-1)
         if MEAN in self.classes:
             undefined = np.concatenate([undefined, undefined.sum(-1, keepdims=True)], axis=-1)

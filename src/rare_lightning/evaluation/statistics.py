@@ -37,6 +37,11 @@ def resample_cases(cases: int) -> Array:
     return np.random.default_rng(0).integers(cases, size=(RESAMPLES, cases))
 
 
+def resample_counts(cases: int) -> Array:
+    """How often each of :func:`resample_cases` drew each case, ``(RESAMPLES, cases)``."""
+    return np.stack([np.bincount(drawn, minlength=cases) for drawn in resample_cases(cases)]).astype(float)
+
+
 def mean_over_cases(scores: Array, counts: Array) -> Array:
     """Mean of the defined scores when each case counts as often as it was drawn.
 

@@ -14,7 +14,7 @@ import torch
 import torchio as tio
 from torch import Tensor
 
-from rare_lightning.configuration import read_checkpoint
+from rare_lightning.configuration import network_weights, read_checkpoint
 from rare_lightning.data.geometry import Geometry, canonical_geometry
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import level_affine, pad_to_size
@@ -320,9 +320,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
         if not (isinstance(kind, type) and issubclass(kind, MultiResolutionNetwork)):  # or any function could be called
             raise TypeError(f"{module}.{name} is not a MultiResolutionNetwork")
         network: MultiResolutionNetwork = kind(**settings["network"]["init_args"])
-        prefix = "network."
-        weights = checkpoint["state_dict"].items()
-        network.load_state_dict({key.removeprefix(prefix): w for key, w in weights if key.startswith(prefix)})
+        network.load_state_dict(network_weights(checkpoint))
     except Exception as error:
         raise UserError(f"{path}: its network cannot be built ({reason(error)})") from error
     facts["answer_grid"] = network.answer_grid
