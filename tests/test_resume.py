@@ -138,6 +138,13 @@ def test_settings_given_beside_a_checkpoint_hold_but_those_of_the_split(phantom,
     assert splits[0]["DecathlonDataModule"]["split"] == splits[1]["DecathlonDataModule"]["split"]
 
 
+def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):
+    """Which lies within an epoch, after its last step."""
+    more = ["--ckpt_path", str(copied / "checkpoints" / "best.ckpt"), "--trainer.max_epochs", "3"]
+    assert main(words(phantom, tmp_path / "new", *more)) == 0
+    assert state(tmp_path / "new")["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -302,7 +302,8 @@ class SegmentationModule(L.LightningModule):
                 self.log(f"{stage}/dice/level_{level}/{name}", dice)
             means.append(by_class.nanmean())
             self.log(f"{stage}/dice/level_{level}", means[-1])
-        self.log(f"{stage}/dice", torch.stack(means).nanmean(), prog_bar=stage == "val")
+        if means:  # the rest of an epoch that a checkpoint lies within may have no step
+            self.log(f"{stage}/dice", torch.stack(means).nanmean(), prog_bar=stage == "val")
 
     def _test_level(self, batch: Batch, level: int) -> LevelResult:
         if len(batch["case"]) != 1:
