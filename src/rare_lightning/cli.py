@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -190,6 +192,14 @@ class RareCLI(LightningCLI):
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def before_fit(self) -> None:
+        """Say so where a processor would only imitate the precision that was asked for."""
+        if not isinstance(self.trainer.accelerator, CPUAccelerator) or "bf16" not in str(self.trainer.precision):
+            return
+        capabilities = getattr(torch.cpu, "get_capabilities", None)  # before 2.11, PyTorch cannot tell
+        if capabilities and not any(has for name, has in capabilities().items() if name.endswith("bf16")):
+            rank_zero_info("This processor does not multiply bfloat16: --trainer.precision 32-true is faster here.")
+
     def after_fit(self) -> None:
         """Say where everything is."""
         best = self.config_init[self.subcommand]["checkpoint"].best_model_path
@@ -326,6 +336,8 @@ def _silence_noise() -> None:
         # Losses of training are the first process's; Dice is brought together by its metric.
         "It is recommended to use .*sync_dist=True",
         "Checkpoint directory .* exists and is not empty",
+        # It prints parameters all the same; only their size in memory is that of full precision.
+        "Precision .* is not supported by the model summary",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

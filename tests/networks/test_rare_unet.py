@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from rare_lightning.networks import RAREUNet, UNet
+from rare_lightning.networks.blocks import Conv3x3x3
 from rare_lightning.networks.grids import block_repeat
 from rare_lightning.networks.heads import SubVoxelHead
 
@@ -135,6 +136,21 @@ def test_every_parameter_gets_a_gradient(normalization, activation):
     network = RAREUNet(2, 3, 4, normalization=normalization, activation=activation, gateway_blocks=2, dropout=0.1)
     sum(logits.square().sum() for logits in network(pyramid(network)).logits.values()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_mixed_precision_learns_from_flat_volumes_what_full_precision_does(depth):
+    images, answer = torch.randn(2, 16, depth, 5, 4), torch.randn(2, 16, depth, 5, 4)
+    convolution = Conv3x3x3(16, 16)
+    plain = torch.nn.functional.conv3d(images, convolution.weight, padding=1)
+    (right,) = torch.autograd.grad(plain, convolution.weight, answer)
+    for _ in range(10):
+        torch.full((2_000_000,), float("nan"))  # what a kernel that reads unwritten memory would find there
+        with torch.autocast("cpu", torch.bfloat16):
+            convolved = convolution(images)
+        (found,) = torch.autograd.grad(convolved, convolution.weight, answer.to(convolved.dtype))
+        torch.testing.assert_close(convolved.float(), plain, rtol=0, atol=0.05)
+        torch.testing.assert_close(found, right, rtol=0, atol=0.02 * float(right.abs().max()))
 
 
 def test_channels_last_and_autocast_agree_with_plain_float32():

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 
 from rare_lightning.networks import DeepLogits, Prediction, RAREUNet
 from rare_lightning.objectives import DiceCrossEntropy, MultiResolutionLoss
-from rare_lightning.objectives.segmentation import soft_dice_loss
 
 
 def certain(target, classes=3):
@@ -24,13 +23,13 @@ def test_absent_class_contributes_nothing(dtype):
     target = torch.zeros(1, 64, 64, 64, dtype=torch.long)
     target[:, :32] = 1
     logits = torch.randn(1, 3, 64, 64, 64, dtype=dtype, requires_grad=True)
-    loss = soft_dice_loss(logits, target)
+    loss = DiceCrossEntropy()(logits, target)["dice"]
     probability = logits.detach().float().softmax(1)[:, 1]
     expected = 1 - 2 * probability[:, :32].sum() / (probability.sum() + (target == 1).sum())
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
     assert torch.isfinite(logits.grad).all()
-    assert soft_dice_loss(logits, torch.zeros_like(target)) == 0
+    assert DiceCrossEntropy()(logits, torch.zeros_like(target))["dice"] == 0
 
 
 def test_consistency_teaches_the_gateways_and_not_the_encoder():

@@ -1,0 +1,66 @@
+"""Where the time of a training epoch goes, in full and in mixed precision, by Lightning's profiler.
+
+python benchmarks/epoch.py --root Task04_Hippocampus [--output docs/results/epoch.json]
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from common import arguments, save
+from rare_lightning.cli import main as rare
+from rare_lightning.evaluation.tables import markdown_table
+
+
+def profiled(words: list[str]) -> dict[str, float]:
+    """Seconds of each part of the training that the words describe."""
+    with tempfile.TemporaryDirectory() as folder:
+        profiler = ["--trainer.profiler", "SimpleProfiler", "--trainer.profiler.dirpath", folder]
+        profiler += ["--trainer.profiler.filename", "profile"]
+        if rare(["fit", *words, "--run_dir", f"{folder}/run", *profiler]) != 0:
+            raise SystemExit(1)
+        report = Path(folder, "fit-profile.txt").read_text(encoding="utf-8")
+
+    def total(name: str) -> float:
+        # | action | mean seconds | calls | total seconds | percent |
+        found = re.search(rf"\|\s*{re.escape(name)}\s*\|[^|]*\|[^|]*\|\s*([\d.]+)", report)
+        if found is None:
+            raise SystemExit(f"the profiler's report has no {name}")
+        return float(found[1])
+
+    waiting = total("[_TrainingEpochLoop].train_dataloader_next")
+    forward = total("[Strategy]SingleDeviceStrategy.training_step")
+    backward = total("[Strategy]SingleDeviceStrategy.backward")
+    # The optimizer's step is handed the two as a closure.
+    optimizer = total("[LightningModule]SegmentationModule.optimizer_step") - forward - backward
+    epoch = total("run_training_epoch")
+    return {
+        "waiting for data": waiting,
+        "forward, loss and Dice": forward,
+        "backward": backward,
+        "clipping and optimizer": optimizer,
+        "logging and checkpoints": epoch - waiting - forward - backward - optimizer,
+        "epoch": epoch,
+    }
+
+
+def main() -> None:
+    """Run, print and save."""
+    precisions = ["32-true", "bf16-mixed"]
+    args = arguments(__doc__, root="", config="configs/hippocampus.yaml", epochs=1, precisions=precisions)
+    words = ["--config", args.config, "--data.root", args.root, "--trainer.max_epochs", str(args.epochs)]
+    words += ["--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null", "--trainer.accelerator", "cpu"]
+    words += ["--trainer.enable_progress_bar", "false"]
+    seconds = {precision: profiled([*words, "--trainer.precision", precision]) for precision in args.precisions}
+    rows = [
+        {"part": part}
+        | {name: f"{seconds[name][part] / seconds[args.precisions[0]]['epoch']:.3f}" for name in args.precisions}
+        for part in seconds[args.precisions[0]]
+    ]
+    first = f"1 = {seconds[args.precisions[0]]['epoch'] / args.epochs:.1f} s"
+    save(args, "Epoch", f"{args.config}, {args.epochs} epochs with augmentation, without validation; {first}", rows)
+    print(markdown_table(rows), first)
+
+
+if __name__ == "__main__":
+    main()
