@@ -228,7 +228,10 @@ class SegmentationModule(L.LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.scheduler == "one_cycle":
             rates = [group["lr"] for group in optimizer.param_groups]
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=steps)
+            cycled = not optimizer.defaults.keys().isdisjoint({"momentum", "betas"})
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=rates, total_steps=steps, cycle_momentum=cycled
+            )
         elif self.scheduler == "cosine":
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         else:

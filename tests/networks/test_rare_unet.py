@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rare_lightning.networks import RAREUNet, UNet
-from rare_lightning.networks.blocks import Conv3x3x3
+from rare_lightning.networks.blocks import Conv3x3x3, ResidualConv
 from rare_lightning.networks.grids import block_repeat
 from rare_lightning.networks.heads import SubVoxelHead
 
@@ -14,11 +14,11 @@ def pyramid(network, size=(32, 48, 32), batch=2):
     }
 
 
-@pytest.mark.parametrize("head", ["sub_voxel", "plain"])
+@pytest.mark.parametrize(("head", "residual"), [("sub_voxel", False), ("plain", False), ("sub_voxel", True)])
 @pytest.mark.parametrize("strides", [2, [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]])
 @pytest.mark.parametrize("levels", [(0, 1, 2, 3), (1, 3), (2,)])
-def test_one_sweep_equals_level_by_level(head, strides, levels):
-    network = RAREUNet(2, 3, 4, strides=strides, head=head).eval()
+def test_one_sweep_equals_level_by_level(head, residual, strides, levels):
+    network = RAREUNet(2, 3, 4, strides=strides, head=head, residual=residual).eval()
     images = {level: image for level, image in pyramid(network).items() if level in levels}
     sweep = network(images).logits
     assert list(sweep) == list(levels)
@@ -42,8 +42,9 @@ def test_stages_above_the_entry_are_not_touched():
     network({2: pyramid(network)[2]})
 
 
-def test_full_resolution_path_is_the_unet():
-    rare, unet = RAREUNet(2, 3, 4).eval(), UNet(2, 3, 4).eval()
+@pytest.mark.parametrize("residual", [False, True])
+def test_full_resolution_path_is_the_unet(residual):
+    rare, unet = RAREUNet(2, 3, 4, residual=residual).eval(), UNet(2, 3, 4, residual=residual).eval()
     rare_state = rare.state_dict()
     renamed = {
         key: rare_state[key.removeprefix("network.").replace("heads.0.", "heads.0.conv.")] for key in unet.state_dict()
@@ -132,10 +133,22 @@ def test_contradicting_arguments_are_refused(arguments, message):
 
 @pytest.mark.parametrize("normalization", ["instance", "group", "batch"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "gelu"])
-def test_every_parameter_gets_a_gradient(normalization, activation):
-    network = RAREUNet(2, 3, 4, normalization=normalization, activation=activation, gateway_blocks=2, dropout=0.1)
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_parameter_gets_a_gradient(normalization, activation, residual):
+    network = RAREUNet(
+        2, 3, 4, normalization=normalization, activation=activation, gateway_blocks=2, dropout=0.1, residual=residual
+    )
     sum(logits.square().sum() for logits in network(pyramid(network)).logits.values()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_residual_block_adds_to_what_comes_in(dropout):
+    block = ResidualConv(4, 4, dropout=dropout).eval()
+    torch.nn.init.zeros_(block.convolutions[-1].weight)  # of the last normalisation
+    features = torch.randn(1, 4, 3, 4, 5)
+    torch.testing.assert_close(block(features), torch.nn.functional.leaky_relu(features, 0.01))
+    assert [type(layer).__name__ for layer in block.activation] == ["LeakyReLU", "Dropout3d"][: 2 if dropout else 1]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

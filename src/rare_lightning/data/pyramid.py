@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchio as tio
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -32,9 +31,8 @@ def downsample_label(label: Tensor, stride: Size3, method: LabelDownsampling = "
         x, y, z = (s // 2 if method == "nearest" else 0 for s in stride)
         sx, sy, sz = stride
         return label[:, x::sx, y::sy, z::sz].contiguous()
-    classes = int(label.max()) + 1
-    one_hot = F.one_hot(label[0].long(), classes).movedim(-1, 0)[None].float()
-    return block_average(one_hot, stride).argmax(dim=1).to(label.dtype)
+    classes = torch.arange(int(label.max()) + 1).view(-1, 1, 1, 1)
+    return block_average((label == classes).float()[None], stride).argmax(dim=1).to(label.dtype)
 
 
 class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not annotated

@@ -81,3 +81,31 @@ class DoubleConv(nn.Sequential):
             if dropout > 0:
                 layers.append(nn.Dropout3d(dropout))
         super().__init__(*layers)
+
+
+class ResidualConv(nn.Module):
+    """`DoubleConv` with a short cut (https://arxiv.org/abs/1512.03385) that joins before the last activation.
+
+    ``(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)``; where the widths differ, the short cut is 1x1x1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        normalization: Normalization = "instance",
+        activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers = list(DoubleConv(in_channels, out_channels, normalization, activation, dropout))
+        last = len(layers) - (2 if dropout > 0 else 1)
+        self.convolutions = nn.Sequential(*layers[:last])
+        same = in_channels == out_channels
+        self.short_cut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        self.activation = nn.Sequential(*layers[last:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block."""
+        y: Tensor = self.activation(self.convolutions(x) + self.short_cut(x))
+        return y

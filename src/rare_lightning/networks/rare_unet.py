@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rare_lightning.networks.base import MultiResolutionNetwork, Prediction
-from rare_lightning.networks.blocks import Activation, DoubleConv, Normalization
+from rare_lightning.networks.blocks import Activation, DoubleConv, Normalization, ResidualConv
 from rare_lightning.networks.grids import Pyramid, Size3, level_stride, stage_strides
 from rare_lightning.networks.heads import HeadKind, make_head
 
@@ -33,6 +33,7 @@ class RAREUNet(MultiResolutionNetwork):
         dropout: Channel dropout probability in every convolution block.
         gateway_blocks: Double convolutions in each gateway.
         head: ``sub_voxel`` answers on the base grid, ``plain`` (the paper) on the level grid.
+        residual: Short cuts around all double convolutions.
 
     Raises:
         ValueError: If the arguments contradict each other; the message states the rule.
@@ -51,6 +52,7 @@ class RAREUNet(MultiResolutionNetwork):
         dropout: float = 0.0,
         gateway_blocks: int = 1,
         head: HeadKind = "sub_voxel",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         # Kept so that a checkpoint can say how to build this object again.
@@ -72,8 +74,9 @@ class RAREUNet(MultiResolutionNetwork):
         # Instance norm cannot normalise a single voxel, which a tiny volume is reduced to in the bottleneck.
         self._smallest_bottleneck = 2 if normalization == "instance" else 1
 
-        def block(width_in: int, width_out: int) -> DoubleConv:
-            return DoubleConv(width_in, width_out, normalization, activation, dropout)
+        def block(width_in: int, width_out: int) -> nn.Module:
+            kind = ResidualConv if residual else DoubleConv
+            return kind(width_in, width_out, normalization, activation, dropout)
 
         widths = list(features)
         self.encoder = nn.ModuleList(block(i, o) for i, o in zip([in_channels, *widths[:-2]], widths[:-1], strict=True))

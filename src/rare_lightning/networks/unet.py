@@ -22,6 +22,7 @@ class UNet(FixedResolutionNetwork):
         normalization: As in :class:`RAREUNet`.
         activation: As in :class:`RAREUNet`.
         dropout: As in :class:`RAREUNet`.
+        residual: As in :class:`RAREUNet`.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class UNet(FixedResolutionNetwork):
         normalization: Normalization = "instance",
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
+        residual: bool = False,
     ) -> None:
         super().__init__(levels, depth, strides)
         # Kept so that a checkpoint can say how to build this object again.
         self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.network = RAREUNet(
-            in_channels, out_channels, features, depth, 0, strides, normalization, activation, dropout, head="plain"
-        )
+        arguments = (in_channels, out_channels, features, depth, 0, strides, normalization, activation, dropout)
+        self.network = RAREUNet(*arguments, head="plain", residual=residual)
         self.coarsest_stride = self.network.coarsest_stride
 
     def segment(self, image: Tensor) -> tuple[Tensor, list[DeepLogits]]:

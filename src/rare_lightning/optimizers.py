@@ -1,0 +1,32 @@
+"""Optimizers that PyTorch lacks for networks of convolutions."""
+
+from collections.abc import Iterable
+
+import pytorch_optimizer
+from torch import Tensor
+
+
+class Muon(pytorch_optimizer.Muon):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for kernels, AdamW for norms and biases.
+
+    The momentum of a kernel ``(out, in, 3, 3, 3)``, seen as a matrix of ``out`` rows, loses its singular values before
+    it is stepped along, so that all directions are learned at the same speed. Steps are as long as AdamW's
+    (https://arxiv.org/abs/2502.16982), so that its rates and decays hold for both.
+
+    Args:
+        params: Parameters.
+        lr: Learning rate.
+        momentum: Of kernels.
+        weight_decay: Share of a weight that a step at rate 1 takes off.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 3e-3, momentum: float = 0.95, weight_decay: float = 1e-2
+    ) -> None:
+        parameters = list(params)
+        kernels = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        adamw = {"params": others, "use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
+        muon = {"params": kernels, "use_muon": True, "use_adjusted_lr": True, "momentum": momentum}
+        rates = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__([{**group, **rates} for group in (muon, adamw) if group["params"]])
