@@ -1,6 +1,6 @@
 """What parts of the hippocampus recipe are worth: short trainings that differ in one setting.
 
-python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 10] [--seeds 0] [--variants recipe ema ...]
+python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 20] [--seeds 0] [--variants recipe AdamW ...]
     [--runs runs/ablations] [--output docs/results/ablations.json]
 
 What is trained already is not trained again, and what was interrupted goes on. Scores are Dice of the last weights on
@@ -21,19 +21,30 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 VARIANTS = {
     "recipe": [],
-    "ema": ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.99"],
-    "no-consistency": ["--model.objective.init_args.consistency_weight", "0"],
-    "no-random-spacing": ["--data.random_spacing.in_between", "0", "--data.random_spacing.anisotropic", "0"],
-    "no-augmentation": ["--data.augmentation", "[]"],
-    "two-levels-a-step": ["--model.levels_per_step", "2"],
-    "rate-doubled": ["--model.optimizer.init_args.lr", "6e-3"],
-    "cosine": ["--model.scheduler", "cosine"],
+    "consistency loss": [
+        "--model.objective.init_args.consistency_weight=0.1",
+        "--model.objective.init_args.consistency_warmup_epochs=5",
+    ],
+    "AdamW": [
+        "--model.optimizer=torch.optim.AdamW",
+        "--model.optimizer.lr=3e-3",
+        "--model.optimizer.weight_decay=1e-2",
+    ],
+    "no short cuts": ["--model.network.init_args.residual=false"],
+    "two cases a step": ["--data.batch_size=2"],
+    "two levels a step": ["--model.levels_per_step=2"],
+    "full precision": ["--trainer.precision=32-true"],
+    "exact spacings": ["--data.random_spacing.in_between=0", "--data.random_spacing.anisotropic=0"],
+    "no augmentation": ["--data.augmentation=[]"],
+    "wider deep stages": ["--model.network.init_args.features=[8,16,48,96,128]"],
+    "rate doubled": ["--model.optimizer.init_args.lr=6e-3"],
+    "cosine schedule": ["--model.scheduler=cosine"],
 }
 
 
 def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tuple[dict[str, float], float]:
     """Validation metrics of a variant's last weights, and processor minutes of its training."""
-    run = folder / f"{variant}-{epochs}-{seed}"
+    run = folder / f"{variant.replace(' ', '-')}-{epochs}-{seed}"
     last, metrics = run / "checkpoints" / "last.ckpt", run / "logs" / "validate" / "metrics.csv"
     if not metrics.exists():
         words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), *VARIANTS[variant], "--data.root", root]
@@ -58,7 +69,7 @@ def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tu
 
 def main() -> None:
     """Train, score, print and save."""
-    args = arguments(__doc__, root="", epochs=10, seeds=[0], variants=list(VARIANTS), runs="runs/ablations")
+    args = arguments(__doc__, root="", epochs=20, seeds=[0], variants=list(VARIANTS), runs="runs/ablations")
     rows = []
     for variant in args.variants:
         found = [trained(variant, seed, args.epochs, args.root, Path(args.runs)) for seed in args.seeds]
