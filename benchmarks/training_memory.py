@@ -3,8 +3,8 @@
 python benchmarks/training_memory.py [--output docs/results/training_memory.json]
 
 Counted are the tensors that the forward keeps for the backward, each storage once, of shapes alone (torch's
-FakeTensorMode), and 16 bytes a parameter: weights, gradients and AdamW's two means. What kernels and gradients need on
-the way comes on top; by how much is told by the first row, which is also run, on the CPU.
+FakeTensorMode), and 16 bytes a parameter: weights, gradients and AdamW's two means, of which Muon has one. What kernels
+and gradients need on the way comes on top; by how much is told by the first row, which is also run, on the CPU.
 """
 
 import threading
@@ -44,14 +44,14 @@ def step(features: int, depth: int, patch: int, precision: str, fake: bool) -> t
         return tensor
 
     with FakeTensorMode() if fake else nullcontext():
-        network = RAREUNet(CHANNELS, CLASSES, features=features, depth=depth, levels=LEVELS)
+        network = RAREUNet(CHANNELS, CLASSES, features=features, depth=depth, levels=LEVELS, residual=True)
         optimizer = torch.optim.AdamW(network.parameters())
         images = {level: torch.zeros(BATCH, CHANNELS, *[patch // 2**level] * 3) for level in range(LEVELS + 1)}
         targets = {level: torch.zeros(BATCH, patch, patch, patch, dtype=torch.uint8) for level in range(LEVELS + 1)}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 prediction = network(images)
-            loss = MultiResolutionLoss()(prediction, targets, 0)["loss"]
+            loss = MultiResolutionLoss(consistency_weight=0)(prediction, targets, 0)["loss"]
         held = sum(storage.nbytes() for storage in kept.values())
         kept.clear()  # or the backward could not let go of them
         if not fake:

@@ -90,7 +90,8 @@ class MultiResolutionLoss(nn.Module):
             }
             parts |= {f"level_{level}/consistency": distance for level, distance in distances.items()}
             parts["consistency"] = torch.stack(list(distances.values())).mean()
-            total = total + self.consistency_weight_at(epoch) * parts["consistency"]
+            if weight := self.consistency_weight_at(epoch):  # otherwise there is nothing to go back for
+                total = total + weight * parts["consistency"]
         return {"loss": total, **parts}
 
     def _with_deep_supervision(self, loss: Tensor, deep: Sequence[DeepLogits], target: Tensor) -> Tensor:
