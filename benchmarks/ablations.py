@@ -12,9 +12,8 @@ import csv
 from pathlib import Path
 from statistics import mean
 
-from common import arguments, save
+from common import arguments, save, training_record
 from rare_lightning.cli import main as rare
-from rare_lightning.configuration import read_checkpoint
 from rare_lightning.evaluation.tables import markdown_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,8 +62,7 @@ def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tu
                 raise SystemExit(code)
     with metrics.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    record = read_checkpoint(last)["callbacks"]["TrainingRecord"]
-    return {name: float(value) for name, value in row.items() if value}, record["cpu_minutes"]
+    return {name: float(value) for name, value in row.items() if value}, training_record(last)["cpu_minutes"]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rare_lightning.configuration import read_checkpoint
 from rare_lightning.provenance import describe_process
 
 
@@ -24,6 +25,12 @@ def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
 def block(size: list[int]) -> str:
     """``[48, 64, 48]`` -> ``48x64x48``."""
     return "x".join(map(str, size))
+
+
+def training_record(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint keeps of its training."""
+    record: dict[str, Any] = read_checkpoint(checkpoint)["callbacks"]["TrainingRecord"]
+    return record
 
 
 def save(args: argparse.Namespace, title: str, note: str, rows: list[dict[str, str]]) -> None:

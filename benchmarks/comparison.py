@@ -7,9 +7,10 @@ How many epochs of a method fit into the minutes is estimated from a short run o
 learning rate can follow the whole run. Started again, it goes on where it stopped and skips what is done. Words after
 ``--`` go to every ``rare fit``, for example ``-- --model.network.init_args.features 8``.
 
-Methods are trained and compared at exactly the spacings of the levels. The paper's own recipe (level-grid heads, labels
-sampled at the corner of each block) is trained too; ``corner/`` holds the same comparison against such labels. nnU-Net
-v2 itself joins where ``make nnunet-env`` has installed it, with its scans at their own resolution and brought up.
+Methods are trained and compared at exactly the spacings of the levels. The paper's network and objective (level-grid
+heads, consistency loss, labels sampled at the corner of each block) are trained too; ``corner/`` holds the same
+comparison against such labels. nnU-Net v2 itself joins where ``make nnunet-env`` has installed it, with its scans at
+their own resolution and brought up.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from common import arguments, save
+from common import arguments, save, training_record
 from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.evaluation.tables import markdown_table
 
@@ -28,7 +28,9 @@ def main() -> None:
             | {name: f"{mean(found):.3f}" for name, found in scores.items()}
             | {"lowest to highest mean": f"{min(scores['mean']):.3f} to {max(scores['mean']):.3f}"}
         )
-    training = [test["training"] for test in tests]
+    training = [training_record(Path(run, "checkpoints", "last.ckpt")) for run in args.runs]
+    if len({record["commit"] for record in training}) > 1:
+        raise SystemExit(f"trained at different commits: {', '.join(record['commit'] for record in training)}")
     note = f"{tests[0]['cases']} test cases, seeds {', '.join(str(record['seed']) for record in training)}, "
     note += f"{mean(record['cpu_minutes'] for record in training):.1f} processor minutes each; "
     note += f"trained at commit {training[0]['commit']}, last with {training[-1]['command']}"

@@ -193,12 +193,17 @@ class RareCLI(LightningCLI):
             raise UserError(str(error)) from error
 
     def before_fit(self) -> None:
-        """Say so where a processor would only imitate the precision that was asked for."""
-        if not isinstance(self.trainer.accelerator, CPUAccelerator) or "bf16" not in str(self.trainer.precision):
-            return
+        """Say so where a processor would only imitate the numbers that were asked for."""
         capabilities = getattr(torch.cpu, "get_capabilities", None)  # before 2.11, PyTorch cannot tell
-        if capabilities and not any(has for name, has in capabilities().items() if name.endswith("bf16")):
-            rank_zero_info("This processor does not multiply bfloat16: --trainer.precision 32-true is faster here.")
+        if not isinstance(self.trainer.accelerator, CPUAccelerator) or capabilities is None:
+            return
+        if any(has for name, has in capabilities().items() if name.endswith("bf16")):
+            return
+        optimizer = str(self.config[self.subcommand].model.optimizer)
+        instead = ["--trainer.precision 32-true"] if "bf16" in str(self.trainer.precision) else []
+        instead += ["--model.optimizer torch.optim.AdamW"] if "Muon" in optimizer else []
+        if instead:
+            rank_zero_info(f"This processor does not multiply bfloat16. Faster steps: {' '.join(instead)}")
 
     def after_fit(self) -> None:
         """Say where everything is."""

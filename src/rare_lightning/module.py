@@ -156,13 +156,13 @@ class SegmentationModule(L.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in parts.items()}, on_step=False, on_epoch=True, batch_size=size)
-        # In every step, this would take a tenth of the time.
-        if batch_idx % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]  # given later
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # given later
+        if every and batch_idx % every == 0:  # in every step, it would take a tenth of the time
             self._update_dice(self.train_dice, prediction, batch)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log Dice of the epoch's training patches, of every ``log_every_n_steps``-th step, augmented as they were."""
+        """Log Dice of the epoch's training patches, of every ``log_every_n_steps``-th batch, augmented as they were."""
         self._log_dice(self.train_dice, "train", self.train_levels)
 
     def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
@@ -228,6 +228,7 @@ class SegmentationModule(L.LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.scheduler == "one_cycle":
             rates = [group["lr"] for group in optimizer.param_groups]
+            # AdamW's falls and rises with the rate; Muon's belongs to a part of its parameters, and stays.
             cycled = not optimizer.defaults.keys().isdisjoint({"momentum", "betas"})
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=rates, total_steps=steps, cycle_momentum=cycled

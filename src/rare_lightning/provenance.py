@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai")
+PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai", "pytorch-optimizer")
 
 
 def describe_process() -> dict[str, Any]:

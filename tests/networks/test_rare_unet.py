@@ -151,12 +151,15 @@ def test_a_residual_block_adds_to_what_comes_in(dropout):
     assert [type(layer).__name__ for layer in block.activation] == ["LeakyReLU", "Dropout3d"][: 2 if dropout else 1]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_mixed_precision_learns_from_flat_volumes_what_full_precision_does(depth):
-    images, answer = torch.randn(2, 16, depth, 5, 4), torch.randn(2, 16, depth, 5, 4)
+@pytest.mark.parametrize("size", [(1, 5, 4), (2, 5, 4), (2, 2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_mixed_precision_learns_from_flat_volumes_what_full_precision_does(size, memory_format):
+    images, answer = torch.randn(2, 16, *size), torch.randn(2, 16, *size)
+    images = images.contiguous(memory_format=memory_format)
     convolution = Conv3x3x3(16, 16)
     plain = torch.nn.functional.conv3d(images, convolution.weight, padding=1)
     (right,) = torch.autograd.grad(plain, convolution.weight, answer)
+    convolution.to(memory_format=memory_format)
     for _ in range(10):
         torch.full((2_000_000,), float("nan"))  # what a kernel that reads unwritten memory would find there
         with torch.autocast("cpu", torch.bfloat16):

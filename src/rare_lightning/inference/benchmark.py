@@ -159,7 +159,7 @@ def _in_bfloat16(network: LevelNetwork) -> Callable[[Tensor], Tensor]:
 
 def _unet_like(network: MultiResolutionNetwork, channels: int, classes: int) -> UNet:
     """A U-Net for level 0 with the depth, strides and widths of a RARE-UNet; its weights make no difference here."""
-    alike = ("features", "depth", "strides", "normalization", "activation")
+    alike = ("features", "depth", "strides", "normalization", "activation", "residual")
     arguments = {name: value for name, value in vars(network)["init_args"].items() if name in alike}
     return UNet(channels, classes, levels=0, **arguments).eval()
 

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,8 +35,8 @@ class Conv3x3x3(nn.Conv3d):
     """3x3x3 convolution without bias that keeps the size, ``(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)``.
 
     On CPUs that multiply bfloat16, PyTorch 2.13 reads memory that nobody wrote for the gradient of the kernel where D
-    is 2: it is wrong by orders of magnitude, or NaN. There the plane of padding is laid on beforehand, which changes
-    nothing else.
+    is 2: it is wrong by orders of magnitude, or NaN. While training there, the plane of padding is laid on beforehand,
+    which changes nothing else.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -45,7 +44,8 @@ class Conv3x3x3(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
-        if x.shape[2] == 2 and x.device.type == "cpu" and torch.is_grad_enabled():
+        # Training comes first in the condition, so that exported networks have no trace of it.
+        if self.training and x.device.type == "cpu" and x.shape[2] == 2:
             return super().forward(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
         return super().forward(x)
 

@@ -83,15 +83,16 @@ class MultiResolutionLoss(nn.Module):
             loss = self._with_deep_supervision(scores["loss"], prediction.deep.get(level, []), targets[level])
             total = total + weight / max(sum(weights), 1e-12) * loss
         if prediction.encoder:
-            # Both in float32: squares of half-precision features overflow.
-            distances = {
-                level: F.mse_loss(prediction.gateway[level].float(), teacher.detach().float())
-                for level, teacher in prediction.encoder.items()
-            }
+            weight = self.consistency_weight_at(epoch)
+            # Both in float32: squares of half-precision features overflow. Without a weight, for the logs alone.
+            with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+                distances = {
+                    level: F.mse_loss(prediction.gateway[level].float(), teacher.detach().float())
+                    for level, teacher in prediction.encoder.items()
+                }
             parts |= {f"level_{level}/consistency": distance for level, distance in distances.items()}
             parts["consistency"] = torch.stack(list(distances.values())).mean()
-            if weight := self.consistency_weight_at(epoch):  # otherwise there is nothing to go back for
-                total = total + weight * parts["consistency"]
+            total = total + weight * parts["consistency"]
         return {"loss": total, **parts}
 
     def _with_deep_supervision(self, loss: Tensor, deep: Sequence[DeepLogits], target: Tensor) -> Tensor:
