@@ -105,3 +105,10 @@ def test_another_network_is_no_beginning(phantom, earlier, tmp_path, capsys):
     assert fit(phantom, tmp_path / "run", *more) == 1
     assert "weights fit the network of model.network" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_model_is_begun_from_by_the_settings_of_its_own_task(phantom, tmp_path, name):
+    words = ["--config", str(CONF.parents[1] / "configs" / f"{name}.yaml"), "--data.root", str(phantom)]
+    words += ["--data.folds", "2", "--data.num_workers", "0", "--trainer.fast_dev_run", "1"]
+    assert main(["fit", *words, "--model.init_from", name, "--run_dir", str(tmp_path / "run")]) == 0
