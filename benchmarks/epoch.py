@@ -58,7 +58,7 @@ def main() -> None:
         for part in seconds[args.precisions[0]]
     ]
     first = f"1 = {seconds[args.precisions[0]]['epoch'] / args.epochs:.1f} s"
-    save(args, "Epoch", f"{args.config}, {args.epochs} epochs with augmentation, without validation; {first}", rows)
+    save(args, "Epoch", f"{Path(args.config).name}, epochs: {args.epochs}, with augmentation, without validation; {first}", rows)
     print(markdown_table(rows), first)
 
 
