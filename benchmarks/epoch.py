@@ -58,7 +58,8 @@ def main() -> None:
         for part in seconds[args.precisions[0]]
     ]
     first = f"1 = {seconds[args.precisions[0]]['epoch'] / args.epochs:.1f} s"
-    save(args, "Epoch", f"{Path(args.config).name}, epochs: {args.epochs}, with augmentation, without validation; {first}", rows)
+    note = f"{Path(args.config).name}, epochs: {args.epochs}, with augmentation, without validation; {first}"
+    save(args, "Epoch", note, rows)
     print(markdown_table(rows), first)
 
 
