@@ -47,15 +47,7 @@ def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tu
     last, metrics = run / "checkpoints" / "last.ckpt", run / "logs" / "validate" / "metrics.csv"
     if not metrics.exists():
         words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), *VARIANTS[variant], "--data.root", root]
-        words += [
-            "--seed_everything",
-            str(seed),
-            "--trainer.max_epochs",
-            str(epochs),
-            "--run_dir",
-            str(run),
-            "--resume",
-        ]
+        words += [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--run_dir={run}", "--resume"]
         words += ["--trainer.check_val_every_n_epoch", str(epochs), "--trainer.enable_progress_bar", "false"]
         for command in (words, ["validate", "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"]):
             if code := rare(command):

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from common import training_record
 from rare_lightning.cli import main as rare
-from rare_lightning.configuration import read_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "network"
 CORNER = ["--data.label_downsampling", "corner"]
@@ -51,8 +51,7 @@ def epochs_within(minutes: float, fit: Sequence[str], folder: Path) -> int:
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
         run([*fit, "--run_dir", str(folder), "--trainer.max_epochs", str(VALIDATE_EVERY)])
-        callbacks = read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]
-        measured = next(state for name, state in callbacks.items() if name.startswith("TrainingRecord"))["minutes"]
+        measured = training_record(folder / "checkpoints" / "last.ckpt")["minutes"]
         kept.write_text(json.dumps(measured / VALIDATE_EVERY), encoding="utf-8")
     return max(1, round(minutes / float(json.loads(kept.read_text(encoding="utf-8")))))
 

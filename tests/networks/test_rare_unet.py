@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rare_lightning.networks import RAREUNet, UNet
-from rare_lightning.networks.blocks import Conv3x3x3, ResidualConv
+from rare_lightning.networks.blocks import Conv3x3x3, DoubleConv, ResidualConv
 from rare_lightning.networks.grids import block_repeat
 from rare_lightning.networks.heads import SubVoxelHead
 
@@ -144,7 +144,7 @@ def test_every_parameter_gets_a_gradient(normalization, activation, residual):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_residual_block_adds_to_what_comes_in(dropout):
-    block = ResidualConv(4, 4, dropout=dropout).eval()
+    block = ResidualConv(DoubleConv(4, 4, dropout=dropout)).eval()
     torch.nn.init.zeros_(block.convolutions[-1].weight)  # of the last normalisation
     features = torch.randn(1, 4, 3, 4, 5)
     torch.testing.assert_close(block(features), torch.nn.functional.leaky_relu(features, 0.01))

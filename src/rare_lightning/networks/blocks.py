@@ -81,6 +81,7 @@ class DoubleConv(nn.Sequential):
             if dropout > 0:
                 layers.append(nn.Dropout3d(dropout))
         super().__init__(*layers)
+        self.widths = in_channels, out_channels
 
 
 class ResidualConv(nn.Module):
@@ -89,20 +90,13 @@ class ResidualConv(nn.Module):
     ``(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)``; where the widths differ, the short cut is 1x1x1.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        normalization: Normalization = "instance",
-        activation: Activation = "leaky_relu",
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, double: DoubleConv) -> None:
         super().__init__()
-        layers = list(DoubleConv(in_channels, out_channels, normalization, activation, dropout))
-        last = len(layers) - (2 if dropout > 0 else 1)
+        layers = list(double)
+        last = len(layers) // 2 + 2  # both halves begin with convolution and normalisation
         self.convolutions = nn.Sequential(*layers[:last])
-        same = in_channels == out_channels
-        self.short_cut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        width_in, width_out = double.widths
+        self.short_cut = nn.Identity() if width_in == width_out else nn.Conv3d(width_in, width_out, 1, bias=False)
         self.activation = nn.Sequential(*layers[last:])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ class RAREUNet(MultiResolutionNetwork):
         self._smallest_bottleneck = 2 if normalization == "instance" else 1
 
         def block(width_in: int, width_out: int) -> nn.Module:
-            kind = ResidualConv if residual else DoubleConv
-            return kind(width_in, width_out, normalization, activation, dropout)
+            double = DoubleConv(width_in, width_out, normalization, activation, dropout)
+            return ResidualConv(double) if residual else double
 
         widths = list(features)
         self.encoder = nn.ModuleList(block(i, o) for i, o in zip([in_channels, *widths[:-2]], widths[:-1], strict=True))
