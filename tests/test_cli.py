@@ -147,6 +147,30 @@ def test_overlays_train_and_test(phantom, tmp_path, overlays):
     assert checkpoint["hyper_parameters"].get("window_size") == config["data"]["patch_size"]
 
 
+@pytest.fixture
+def one_class(phantom, tmp_path):
+    """The phantom with both its structures as one."""
+    root = shutil.copytree(phantom, tmp_path / "one_class")
+    content = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**content, "labels": {"0": "background", "1": "organ"}}))
+    for path in (root / "labelsTr").glob("*.nii.gz"):
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image((label.get_fdata() > 0).astype(np.uint8), label.affine), path)
+    return root
+
+
+def test_a_task_of_one_class_trains_tests_and_predicts(one_class, tmp_path, capsys):
+    assert fit(one_class, tmp_path / "run") == 0
+    best = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert main(["test", "--ckpt_path", best]) == 0
+    assert {row["class"] for row in read_cases(tmp_path / "run")} == {"organ"}
+    scans = str(one_class / "imagesTs")
+    assert main(["predict", "--input", scans, "--ckpt_path", best, "--output", str(tmp_path / "predicted")]) == 0
+    (predicted,) = (tmp_path / "predicted").glob("*.nii.gz")
+    assert set(np.unique(nib.load(predicted).get_fdata())) <= {0, 1}
+    assert "organ" in capsys.readouterr().out
+
+
 def test_nnunet_is_planned_from_the_data(phantom, tmp_path):
     words = ["--config", str(CONFIGS / "network" / "nnunet.yaml"), "--model.network.init_args.features", "2"]
     assert fit(phantom, tmp_path / "run", *words, "--trainer.limit_train_batches", "1") == 0

@@ -302,7 +302,7 @@ class SegmentationModule(L.LightningModule):
             metric: Any = metrics[str(level)]
             if not metric.update_called:  # no step of the epoch drew this level
                 continue
-            by_class = metric.compute()
+            by_class = metric.compute().reshape(-1)  # torchmetrics drops the axis of a single class
             metric.reset()
             for name, dice in zip(self.class_names[1:], by_class, strict=True):
                 self.log(f"{stage}/dice/level_{level}/{name}", dice)
