@@ -12,8 +12,7 @@ import csv
 from pathlib import Path
 from statistics import mean
 
-from common import arguments, save, training_record
-from rare_lightning.cli import main as rare
+from common import arguments, rare, save, training_record
 from rare_lightning.evaluation.tables import markdown_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -49,9 +48,8 @@ def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tu
         words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), *VARIANTS[variant], "--data.root", root]
         words += [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--run_dir={run}", "--resume"]
         words += ["--trainer.check_val_every_n_epoch", str(epochs), "--trainer.enable_progress_bar", "false"]
-        for command in (words, ["validate", "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"]):
-            if code := rare(command):
-                raise SystemExit(code)
+        rare(words)
+        rare(["validate", "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"])
     with metrics.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     return {name: float(value) for name, value in row.items() if value}, training_record(last)["cpu_minutes"]

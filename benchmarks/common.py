@@ -2,19 +2,32 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rare_lightning import cli
 from rare_lightning.configuration import read_checkpoint
+from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.statistics import interval, mean_over_cases, resample_counts
+from rare_lightning.evaluation.tables import format_spacing
 from rare_lightning.provenance import describe_process
 
 
 def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
-    """Parse an option for each default, a switch for False, and ``--output``, a JSON file to write."""
+    """Parse an option for each default, a switch for False, and ``--output``, a JSON file to write.
+
+    An empty list takes the words after ``--``.
+    """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, value in defaults.items():
         if isinstance(value, bool):
             parser.add_argument(f"--{name}", action="store_true")
+            continue
+        if value == []:
+            parser.add_argument(name, nargs="*", help="after --, for every rare fit")
             continue
         many = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
         parser.add_argument(f"--{name}", default=value, **many)
@@ -25,6 +38,34 @@ def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
 def block(size: list[int]) -> str:
     """``[48, 64, 48]`` -> ``48x64x48``."""
     return "x".join(map(str, size))
+
+
+def rare(words: Sequence[str]) -> None:
+    """``rare`` in this process; stops the script where it fails."""
+    print(f"\n$ rare {' '.join(words)}", flush=True)
+    if code := cli.main(words):
+        raise SystemExit(code)
+
+
+def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict[str, float]]:
+    """Lines of a table of Dice with 95 % intervals over cases, and mean Dice against the fine truth by spacing."""
+    cases = sorted({row.case for row in rows})
+    classes = list(dict.fromkeys(row.class_name for row in rows))
+    spacings = {row.level: format_spacing(row.spacing_mm) for row in rows}
+    counts = resample_counts(len(cases))
+    dice = {(row.truth, row.level, row.class_name, row.case): row.scores.dice for row in rows}
+    lines, mean = [], {}
+    for level, spacing in sorted(spacings.items()):
+        line = {"scan (mm)": spacing}
+        for truth in TRUTHS:
+            scores = np.array([[dice[truth, level, name, case] for case in cases] for name in classes])
+            for name, values in [*zip(classes, scores, strict=True), ("mean", np.nanmean(scores, axis=0))]:
+                low, high = interval(mean_over_cases(values, counts))
+                line[f"{name}, `{truth}`"] = f"{np.nanmean(values):.3f} [{low:.3f}, {high:.3f}]"
+                if (truth, name) == ("fine", "mean"):
+                    mean[spacing] = float(np.nanmean(values))
+        lines.append(line)
+    return lines, mean
 
 
 def training_record(checkpoint: str | Path) -> dict[str, Any]:

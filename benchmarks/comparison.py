@@ -16,14 +16,12 @@ their own resolution and brought up.
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from common import training_record
-from rare_lightning.cli import main as rare
+from common import rare, training_record
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "network"
 CORNER = ["--data.label_downsampling", "corner"]
@@ -38,19 +36,12 @@ EXACT = ["--data.random_spacing.in_between", "0", "--data.random_spacing.anisotr
 VALIDATE_EVERY = 3  # epochs
 
 
-def run(words: Sequence[str]) -> None:
-    """``rare`` in this process; stops the script where it fails."""
-    print(f"\n$ rare {' '.join(words)}", flush=True)
-    if code := rare(words):
-        sys.exit(code)
-
-
 def epochs_within(minutes: float, fit: Sequence[str], folder: Path) -> int:
     """Epochs of a method, validation included, that take the minutes; measured once and kept."""
     kept = folder / "minutes_per_epoch.json"
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        run([*fit, "--run_dir", str(folder), "--trainer.max_epochs", str(VALIDATE_EVERY)])
+        rare([*fit, "--run_dir", str(folder), "--trainer.max_epochs", str(VALIDATE_EVERY)])
         measured = training_record(folder / "checkpoints" / "last.ckpt")["minutes"]
         kept.write_text(json.dumps(measured / VALIDATE_EVERY), encoding="utf-8")
     return max(1, round(minutes / float(json.loads(kept.read_text(encoding="utf-8")))))
@@ -68,7 +59,7 @@ def train(method: str, args: argparse.Namespace) -> Path:
         fit += ["--ckpt_path", str(last)]
     else:
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first epoch was done
-    run(fit)
+    rare(fit)
     return folder / "checkpoints" / "best.ckpt"
 
 
@@ -84,7 +75,7 @@ def run_nnunet(args: argparse.Namespace) -> list[str]:
     words = ["nnunet", "--root", args.root, "--output", str(folder), *same]
     words += ["--environment", str(args.nnunet_environment)]
     words += ["--splits_file", str(first / "splits.json"), "--minutes", str(args.minutes), "--mirror", "false"]
-    run(words + (["--iterations", str(args.nnunet_iterations)] if args.nnunet_iterations else []))
+    rare(words + (["--iterations", str(args.nnunet_iterations)] if args.nnunet_iterations else []))
     return [f"nnunet-v2-{route}={folder / route}" for route in ("native", "upsampled")]
 
 
@@ -110,11 +101,11 @@ def main() -> None:
         best = train(method, args) if untested else None
         for labels, folder in untested.items():
             words = ["--data.label_downsampling", labels, "--run_dir", str(folder)]
-            run(["test", "--ckpt_path", str(best), *words])
+            rare(["test", "--ckpt_path", str(best), *words])
     others = {"majority": run_nnunet(args), "corner": []}
     for labels, folder in folders.items():
         runs = [*(str(folder / method) for method in args.methods), *others[labels]]
-        run(["compare", *runs, "--output", str(folder / "comparison")])
+        rare(["compare", *runs, "--output", str(folder / "comparison")])
 
 
 if __name__ == "__main__":

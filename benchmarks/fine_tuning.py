@@ -1,0 +1,92 @@
+"""What beginning from a trained model is worth where cases are few.
+
+python benchmarks/fine_tuning.py --root Task04_Hippocampus [--epochs 40] [--seeds 0] [--folds 10] [--runs RUNS]
+    [--config configs/hippocampus.yaml] [--output docs/results/fine-tuning.json]
+
+A quarter of the training cases has the task's labels. The other three quarters have coarser ones, all classes as one,
+as public data often has: a model trained on those is what the fine-tuning begins from, and its heads are made anew.
+Beside it, the same network is trained on the quarter from scratch, for as many steps, and on all cases for as many
+epochs as the configuration says. All are tested on the same cases, which none of them saw.
+"""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from common import arguments, dice_with_intervals, rare, save, training_record
+from rare_lightning.data.splits import Split, make_split
+from rare_lightning.data.task import read_task
+from rare_lightning.evaluation.tables import markdown_table, read_cases
+
+
+def write_merged(root: Path, target: Path) -> None:
+    """The task at root with all foreground classes as one; its images are linked."""
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    content["labels"] = {"0": "background", "1": "foreground"}
+    (target / "labelsTr").mkdir(parents=True, exist_ok=True)
+    images = target / "imagesTr"
+    if not images.exists():
+        images.symlink_to((root / "imagesTr").resolve())
+    for case in read_task(root).cases:
+        label = nib.load(case.label)
+        merged = (np.asanyarray(label.dataobj) > 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(merged, label.affine, label.header), target / "labelsTr" / case.label.name)
+    (target / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_splits(split: Split, path: Path) -> None:
+    """Fold 0: all training cases; 1: a quarter of them; 2: the others."""
+    order = np.random.default_rng(0).permutation(split.train).tolist()
+    quarter = max(1, len(order) // 4)
+    trained = (order, order[:quarter], order[quarter:])
+    folds = [{**split.as_dict(), "train": sorted(cases)} for cases in trained]
+    path.write_text(json.dumps(folds, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    """Train, test, print and save."""
+    options = {"root": "", "config": "configs/hippocampus.yaml", "runs": "runs/fine-tuning"}
+    args = arguments(__doc__, **options, epochs=40, seeds=[0], folds=10)
+    runs = Path(args.runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    splits = runs / "splits.json"
+    cases = [case.case_id for case in read_task(args.root).cases]
+    write_splits(make_split(cases, seed=0, fold=0, folds=args.folds, test_fraction=0.2), splits)
+    write_merged(Path(args.root), runs / "merged")
+
+    def train(name: str, seed: int, fold: int, *words: str, root: str = args.root) -> Path:
+        run = runs / f"{name}-{seed}"
+        fit = ["fit", "--config", args.config, "--data.root", root, "--data.splits_file", str(splits)]
+        fit += ["--data.fold", str(fold), "--seed_everything", str(seed), "--run_dir", str(run), *words]
+        if not (run / "test" / "cases.csv").exists():
+            rare([*fit, "--trainer.enable_progress_bar", "false", "--resume"])
+            rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+        return run
+
+    epochs = ["--trainer.max_epochs", str(args.epochs)]
+    rows = []
+    for seed in args.seeds:
+        coarse = train("coarse-labels", seed, 2, root=str(runs / "merged"))
+        begin = ["--model.init_from", str(coarse / "checkpoints" / "last.ckpt")]
+        for name, run in {
+            "a quarter, from scratch": train("scratch", seed, 1, *epochs),
+            "a quarter, fine-tuned": train("fine-tuned", seed, 1, *epochs, *begin),
+            "all, from scratch": train("all", seed, 0),
+        }.items():
+            lines, mean = dice_with_intervals(read_cases(run / "test" / "cases.csv"))
+            record = training_record(run / "checkpoints" / "last.ckpt")
+            rows.append(
+                {"training cases": name, "seed": str(seed)}
+                | {line["scan (mm)"]: line["mean, `fine`"] for line in lines}
+                | {"mean": f"{sum(mean.values()) / len(mean):.3f}"}
+                | {"epochs": str(record["epochs"]), "processor minutes": f"{record['cpu_minutes']:.1f}"}
+            )
+    note = f"Dice against the `fine` truth on the test cases, 95 % intervals over cases; commit {record['commit']}"
+    save(args, "Fine-tuning", note, rows)
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()
