@@ -41,7 +41,7 @@ def data(phantom):
 )
 def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, data, tmp_path):
     torch.manual_seed(0)
-    module = SegmentationModule(make_network(), NAMES, MultiResolutionLoss(alpha=0.5), train_levels=[0])
+    module = SegmentationModule(make_network(), NAMES, MultiResolutionLoss(alpha=0.5), level_cycle=[[0]])
     runner = trainer(tmp_path)
     runner.fit(module, data)
     runner.save_checkpoint(tmp_path / "a.ckpt")
@@ -49,39 +49,32 @@ def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, d
     loaded = SegmentationModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert loaded.network.init_args == module.network.init_args
     assert loaded.objective.segmentation.alpha == 0.5
-    assert loaded.train_levels == [0]
+    assert loaded.level_cycle == [[0]]
     for one, other in zip(loaded.state_dict().values(), module.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_every_step_draws_its_levels(data, tmp_path):
+def test_batches_take_the_levels_of_the_cycle_in_turn_through_all_epochs(data, tmp_path):
     seen = []
 
     class Watched(UNet):
         def forward(self, images):
             if self.training:
-                seen.append(tuple(images))
+                seen.append(list(images))
             return super().forward(images)
 
-    module = SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, levels_per_step=1)
-    trainer(tmp_path, max_epochs=8, limit_val_batches=0).fit(module, data)
-    assert set(seen) == {(0,), (1,)}
-    # Drawn from the number of the step alone, so that all processes agree.
-    again, seen[:] = list(seen), []
-    trainer(tmp_path, max_epochs=8, limit_val_batches=0).fit(
-        SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, levels_per_step=1), data
-    )
-    assert seen == again
-
-
-@pytest.mark.parametrize("number", [0, 3])
-def test_a_step_has_one_level_or_more(number):
-    with pytest.raises(ValueError, match=r"levels_per_step \(\d\) must be 1 to 2"):
-        SegmentationModule(network(), NAMES, levels_per_step=number)
+    cycle = [[0], [1], [0, 1], [1]]
+    module = SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, level_cycle=cycle)
+    runner = trainer(tmp_path, max_epochs=3, limit_val_batches=0)
+    runner.fit(module, data)
+    assert runner.num_training_batches % len(cycle)  # an epoch does not begin where the one before did
+    assert seen == (cycle * len(seen))[: 3 * runner.num_training_batches]
+    # Every level's Dice is logged, though not every batch is counted.
+    assert {"train/dice/level_0", "train/dice/level_1"} <= runner.logged_metrics.keys()
 
 
 def test_levels_left_out_of_training_do_not_learn(data, tmp_path):
-    module = SegmentationModule(network(), NAMES, train_levels=[1])
+    module = SegmentationModule(network(), NAMES, level_cycle=[[1]])
     before = {name: parameter.clone() for name, parameter in module.network.named_parameters()}
     trainer(tmp_path).fit(module, data)
     changed = {name for name, p in module.network.named_parameters() if not torch.equal(p, before[name])}
@@ -97,10 +90,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
         trainer(tmp_path).fit(module, data)
 
 
-@pytest.mark.parametrize("levels", [[], [2], [0, 5]])
-def test_levels_that_the_network_does_not_know_are_refused(levels):
-    with pytest.raises(ValueError, match=r"train_levels \[.*\] must be some of the network's \[0, 1\]"):
-        SegmentationModule(network(), NAMES, train_levels=levels)
+@pytest.mark.parametrize("cycle", [[], [[]], [[0], []], [[0], [1, 2]]])
+def test_cycles_of_unknown_levels_or_none_are_refused(cycle):
+    with pytest.raises(ValueError, match=r"level_cycle \[.*\] must be .* the network's levels \[0, 1\]"):
+        SegmentationModule(network(), NAMES, level_cycle=cycle)
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])

@@ -362,8 +362,9 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
-    # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
-    for name in ("class_names", "window_size", "init_from"):
+    # What follows from the data is linked to it and not to be given; weights are the checkpoint's. The last two are of
+    # older checkpoints: training's business, as what replaced them.
+    for name in ("class_names", "window_size", "init_from", "train_levels", "levels_per_step"):
         settings["model"].pop(name, None)
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
@@ -25,7 +26,7 @@ from rare_lightning.evaluation.protocol import (
     without_padding,
 )
 from rare_lightning.inference.windows import segment_level
-from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks import FixedResolutionNetwork, MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
 
 Scheduler = Literal["constant", "one_cycle", "cosine", "polynomial"]
@@ -60,9 +61,11 @@ class SegmentationModule(L.LightningModule):
         optimizer: Called with the parameters.
         scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate),
             ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
-        train_levels: Levels that take part in training; all of the network's if None.
-        levels_per_step: How many of them, drawn anew for each step; all if None. 1 with a fixed-resolution network is
-            multi-resolution augmentation: a scan is brought down to one level and up again.
+        level_cycle: Levels of the first batch, of the second, and so on, and from the start again; the network's levels
+            in every batch if None. Low levels cost little: ``[[1, 2, 3], [0, 1, 2, 3]]`` shows them twice as many
+            cases. ``[[0], [1], [2], [3]]`` with a fixed-resolution network is multi-resolution augmentation: a scan is
+            brought down to one level and up again. With several processes, levels that some batches leave out need
+            the strategy ``ddp_find_unused_parameters_true``.
         nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
@@ -74,8 +77,7 @@ class SegmentationModule(L.LightningModule):
 
     Raises:
         UserError: If the network of init_from is another.
-        ValueError: If train_levels names levels that the network does not know, or levels_per_step is not 1 to their
-            number.
+        ValueError: If level_cycle names levels that the network does not know, or none.
     """
 
     def __init__(
@@ -85,8 +87,7 @@ class SegmentationModule(L.LightningModule):
         objective: MultiResolutionLoss | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: Scheduler = "one_cycle",
-        train_levels: list[int] | None = None,
-        levels_per_step: int | None = None,
+        level_cycle: list[list[int]] | None = None,
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
         channels_last: bool = False,
@@ -108,12 +109,11 @@ class SegmentationModule(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.levels: tuple[int, ...] = network.levels
-        self.train_levels = list(self.levels) if train_levels is None else sorted(train_levels)
-        if not set(self.train_levels) <= set(self.levels) or not self.train_levels:
-            raise ValueError(f"train_levels {self.train_levels} must be some of the network's {list(self.levels)}")
-        self.levels_per_step = len(self.train_levels) if levels_per_step is None else levels_per_step
-        if not 1 <= self.levels_per_step <= len(self.train_levels):
-            raise ValueError(f"levels_per_step ({levels_per_step}) must be 1 to {len(self.train_levels)} train_levels")
+        self.level_cycle = [list(self.levels)] if level_cycle is None else [sorted(set(step)) for step in level_cycle]
+        if not self.level_cycle or any(not step or not set(step) <= set(self.levels) for step in self.level_cycle):
+            raise ValueError(
+                f"level_cycle {level_cycle} must be lists of one or more of the network's levels {list(self.levels)}"
+            )
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.window_size = window_size
         self.train_dice = self._configure_dice()
@@ -138,13 +138,36 @@ class SegmentationModule(L.LightningModule):
         )
         return prediction
 
+    def on_fit_start(self) -> None:
+        """Processes wait for each other's gradients, also for those that a batch does not have unless they are told.
+
+        Raises:
+            UserError: If they were not told.
+        """
+        strategy = self.trainer.strategy
+        partial = any(len(levels) < len(self.levels) for levels in self.level_cycle)
+        if (
+            isinstance(strategy, DDPStrategy)
+            and partial
+            and not isinstance(self.network, FixedResolutionNetwork)  # all of it runs at every level
+            and not strategy._ddp_kwargs.get("find_unused_parameters")
+        ):
+            raise UserError(
+                "batches of some levels (model.level_cycle) do not reach all of the network: "
+                "set trainer.strategy to ddp_find_unused_parameters_true"
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Objective over the training levels.
 
         Raises:
             UserError: If the loss is not finite.
         """
-        prediction = self({level: batch["image"][level] for level in self._levels_of_step()})
+        # The same in every process, and in a run that was interrupted. Epochs count on, so that the cases that an epoch
+        # begins with do not always meet the same levels.
+        batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        levels = self.level_cycle[batches % len(self.level_cycle)]
+        prediction = self({level: batch["image"][level] for level in levels})
         parts = self._compare(prediction, batch)
         size = len(batch["case"])
         loss = parts.pop("loss")
@@ -157,13 +180,14 @@ class SegmentationModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in parts.items()}, on_step=False, on_epoch=True, batch_size=size)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # given later
-        if every and batch_idx % every == 0:  # in every step, it would take a tenth of the time
+        cycle = batch_idx // len(self.level_cycle)
+        if every and cycle % every == 0:  # of every batch, it would take a tenth of the time
             self._update_dice(self.train_dice, prediction, batch)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log Dice of the epoch's training patches, of every ``log_every_n_steps``-th batch, augmented as they were."""
-        self._log_dice(self.train_dice, "train", self.train_levels)
+        """Log Dice of the epoch's training patches, augmented as they were, of every ``log_every_n_steps``-th cycle."""
+        self._log_dice(self.train_dice, "train", self.levels)
 
     def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
         self, batch: Batch, batch_idx: int
@@ -255,11 +279,6 @@ class SegmentationModule(L.LightningModule):
                 state.pop(length, None)
         before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
         follow_optimizer(checkpoint, changed_settings(before, now))
-
-    def _levels_of_step(self) -> list[int]:
-        """The same in every process, and in a run that was interrupted: drawn from the number of the step alone."""
-        draw = torch.randperm(len(self.train_levels), generator=torch.Generator().manual_seed(self.global_step))
-        return sorted(self.train_levels[index] for index in draw[: self.levels_per_step])
 
     def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         targets = self._targets(batch["label"], list(prediction.logits))
