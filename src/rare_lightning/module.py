@@ -168,7 +168,8 @@ class SegmentationModule(L.LightningModule):
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
         prediction = self({level: batch["image"][level] for level in levels})
-        parts = self._compare(prediction, batch)
+        # Of all levels that are trained, so that one does not weigh more in a batch that others are left out of.
+        parts = self._compare(prediction, batch, sorted(set().union(*self.level_cycle)))
         size = len(batch["case"])
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
@@ -280,9 +281,9 @@ class SegmentationModule(L.LightningModule):
         before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
         follow_optimizer(checkpoint, changed_settings(before, now))
 
-    def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+    def _compare(self, prediction: Prediction, batch: Batch, levels: Sequence[int] | None = None) -> dict[str, Tensor]:
         targets = self._targets(batch["label"], list(prediction.logits))
-        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
+        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch, levels)
         return parts
 
     def _predict_whole(self, images: Pyramid) -> Prediction:

@@ -56,6 +56,19 @@ def test_level_weights_are_normalised():
     )
 
 
+@pytest.mark.parametrize("weights", [None, [6, 1, 1]])
+def test_levels_weigh_the_same_alone_and_together(weights):
+    target = torch.randint(0, 3, (1, 4, 4, 4))
+    logits = {level: torch.randn(1, 3, 4, 4, 4) for level in range(3)}
+    loss = MultiResolutionLoss(level_weights=weights)
+
+    def of(*levels):
+        prediction = Prediction({level: logits[level] for level in levels}, {}, {})
+        return loss(prediction, dict.fromkeys(levels, target), levels=range(3))["loss"]
+
+    torch.testing.assert_close(of(0, 1, 2), of(0) + of(1, 2))
+
+
 def test_warm_up_is_linear():
     loss = MultiResolutionLoss(consistency_weight=0.4, consistency_warmup_epochs=4)
     assert [loss.consistency_weight_at(epoch) for epoch in (0, 1, 2, 4, 9)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
