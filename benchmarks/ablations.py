@@ -1,6 +1,6 @@
 """What parts of the hippocampus recipe are worth: short trainings that differ in one setting.
 
-python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 20] [--seeds 0] [--variants recipe AdamW ...]
+python benchmarks/ablations.py --root Task04_Hippocampus [--epochs 32] [--seeds 0] [--variants recipe AdamW ...]
     [--runs runs/ablations] [--output docs/results/ablations.json]
 
 What is trained already is not trained again, and what was interrupted goes on. Scores are Dice of the last weights on
@@ -11,6 +11,7 @@ unseen.
 import csv
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from common import arguments, rare, save, training_record
 from rare_lightning.evaluation.tables import markdown_table
@@ -30,7 +31,7 @@ VARIANTS = {
     ],
     "no short cuts": ["--model.network.init_args.residual=false"],
     "two cases a step": ["--data.batch_size=2"],
-    "two levels a step": ["--model.levels_per_step=2"],
+    "all levels in every batch": ["--model.level_cycle=null", "--trainer.max_epochs=20"],  # as many minutes
     "full precision": ["--trainer.precision=32-true"],
     "exact spacings": ["--data.random_spacing.in_between=0", "--data.random_spacing.anisotropic=0"],
     "no augmentation": ["--data.augmentation=[]"],
@@ -40,24 +41,24 @@ VARIANTS = {
 }
 
 
-def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tuple[dict[str, float], float]:
-    """Validation metrics of a variant's last weights, and processor minutes of its training."""
+def trained(variant: str, seed: int, epochs: int, root: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Validation metrics of a variant's last weights, and the record of its training."""
     run = folder / f"{variant.replace(' ', '-')}-{epochs}-{seed}"
     last, metrics = run / "checkpoints" / "last.ckpt", run / "logs" / "validate" / "metrics.csv"
     if not metrics.exists():
-        words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), *VARIANTS[variant], "--data.root", root]
+        words = ["fit", "--config", str(CONFIGS / "hippocampus.yaml"), "--data.root", root]
         words += [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--run_dir={run}", "--resume"]
         words += ["--trainer.check_val_every_n_epoch", str(epochs), "--trainer.enable_progress_bar", "false"]
-        rare(words)
+        rare([*words, *VARIANTS[variant]])
         rare(["validate", "--ckpt_path", str(last), "--trainer.enable_progress_bar", "false"])
     with metrics.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    return {name: float(value) for name, value in row.items() if value}, training_record(last)["cpu_minutes"]
+    return {name: float(value) for name, value in row.items() if value}, training_record(last)
 
 
 def main() -> None:
     """Train, score, print and save."""
-    args = arguments(__doc__, root="", epochs=20, seeds=[0], variants=list(VARIANTS), runs="runs/ablations")
+    args = arguments(__doc__, root="", epochs=32, seeds=[0], variants=list(VARIANTS), runs="runs/ablations")
     rows = []
     for variant in args.variants:
         found = [trained(variant, seed, args.epochs, args.root, Path(args.runs)) for seed in args.seeds]
@@ -68,11 +69,12 @@ def main() -> None:
                 "variant": variant,
                 **{name.rpartition("/")[2].replace("_", " "): f"{mean(dice):.3f}" for name, dice in scores.items()},
                 "lowest to highest": f"{min(scores['val/dice']):.3f} to {max(scores['val/dice']):.3f}",
-                "processor minutes": f"{mean(minutes for _, minutes in found):.1f}",
+                "epochs": str(found[0][1]["epochs"]),
+                "processor minutes": f"{mean(record['cpu_minutes'] for _, record in found):.1f}",
             }
         )
         print(rows[-1], flush=True)
-        note = f"{args.epochs} epochs of configs/hippocampus.yaml, seeds {', '.join(map(str, args.seeds))}"
+        note = f"Variants of configs/hippocampus.yaml, seeds {', '.join(map(str, args.seeds))}"
         save(args, "Ablations", note, rows)
     print(markdown_table(rows))
 
