@@ -24,7 +24,8 @@ def words(phantom, run, *more):
         "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/dice",
         "--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "50",
         "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.9",
-        "--trainer.enable_progress_bar", "false", "--data.patches_per_case", "3", *more,
+        "--trainer.enable_progress_bar", "false", "--data.patches_per_case", "3",
+        "--model.level_cycle", "[[1], [0, 1]]", *more,  # an epoch has three batches
     ]  # fmt: skip
 
 

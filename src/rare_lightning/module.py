@@ -114,6 +114,7 @@ class SegmentationModule(L.LightningModule):
             raise ValueError(
                 f"level_cycle {level_cycle} must be lists of one or more of the network's levels {list(self.levels)}"
             )
+        self.train_levels = sorted(set().union(*self.level_cycle))
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.window_size = window_size
         self.train_dice = self._configure_dice()
@@ -168,8 +169,8 @@ class SegmentationModule(L.LightningModule):
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
         prediction = self({level: batch["image"][level] for level in levels})
-        # Of all levels that are trained, so that one does not weigh more in a batch that others are left out of.
-        parts = self._compare(prediction, batch, sorted(set().union(*self.level_cycle)))
+        # Weighed among all levels that are trained, so that none weighs more in a batch that others are left out of.
+        parts = self._compare(prediction, batch, self.train_levels)
         size = len(batch["case"])
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
@@ -188,7 +189,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log Dice of the epoch's training patches, augmented as they were, of every ``log_every_n_steps``-th cycle."""
-        self._log_dice(self.train_dice, "train", self.levels)
+        self._log_dice(self.train_dice, "train", self.train_levels)
 
     def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
         self, batch: Batch, batch_idx: int
