@@ -21,6 +21,7 @@ def test_section(folder: Path) -> list[str]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     lines = [f"## {folder.name}", "", describe_summary(summary) + ".", ""]
     lines += [f"    {summary['training']['command']}", f"    {summary['test']['command']}", ""]
+    lines += remarks(folder / "remarks.md")
     for truth in ("level", "fine"):
         levels = summary[truth]["levels"]
         classes = next(iter(levels.values()))["classes"]
@@ -68,8 +69,7 @@ def comparison_section(folder: Path) -> list[str]:
                 | {f"level {level}" if level != "mean" else level: means[method, truth, level] for level in levels}
             )
         lines += [f"Against the `{truth}` truth:", "", markdown_table(rows), ""]
-    remarks = folder / "remarks.md"
-    lines += [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
+    lines += remarks(folder / "remarks.md")
     lines += [
         f"All of it, with tests, times and figures: [results/{folder.name}](results/{folder.name}/comparison.md).",
         "",
@@ -109,9 +109,12 @@ def benchmark_section(path: Path) -> list[str]:
     ]
     picture = path.with_suffix(".png")
     pictures = [f"![{picture.stem}](results/{picture.name})", ""] if picture.exists() else []
-    remarks = path.with_suffix(".md")
-    said = [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
-    return [*lines, "", markdown_table(record["rows"]), "", *said, *pictures]
+    return [*lines, "", markdown_table(record["rows"]), "", *remarks(path.with_suffix(".md")), *pictures]
+
+
+def remarks(path: Path) -> list[str]:
+    """What is said of a record, if anything is."""
+    return [path.read_text(encoding="utf-8")] if path.exists() else []
 
 
 def main() -> None:
