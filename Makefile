@@ -7,6 +7,8 @@ CONFIG ?= configs/hippocampus.yaml
 COMPARISON ?= runs/comparison
 MODEL ?= runs/hippocampus-model
 NNUNET_ENV ?= .venv-nnunet
+# As many processes as cores, with a thread each; a file's tests share what they have trained.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: setup nnunet-env demo comparison model test test-slow lint types format check notebooks clean
 
@@ -37,13 +39,13 @@ comparison: setup  ## train and compare all methods for MINUTES each: make compa
 
 model: setup  ## train the hippocampus model and put it into the package: make model ROOT=Task04_Hippocampus
 	$(BIN)/rare fit --config configs/hippocampus.yaml --data.root $(ROOT) --run_dir $(MODEL) --resume
-	$(BIN)/python benchmarks/release_model.py --checkpoint $(MODEL)/checkpoints/best.ckpt --name hippocampus --root $(ROOT)
+	$(BIN)/python benchmarks/release_model.py --checkpoint $(MODEL)/checkpoints/last.ckpt --name hippocampus --root $(ROOT)
 
 test: setup  ## the fast tests, with line coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 test-slow: setup  ## the slow tests, and those on real data where RARE_DATA names its folder
-	$(BIN)/python -m pytest -m "slow or real_data"
+	$(PYTEST) -m "slow or real_data"
 
 lint: setup
 	$(BIN)/ruff check .

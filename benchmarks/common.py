@@ -13,6 +13,7 @@ from rare_lightning.configuration import read_checkpoint
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.statistics import interval, mean_over_cases, resample_counts
 from rare_lightning.evaluation.tables import format_spacing
+from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
 
 
@@ -45,6 +46,18 @@ def rare(words: Sequence[str]) -> None:
     print(f"\n$ rare {' '.join(words)}", flush=True)
     if code := cli.main(words):
         raise SystemExit(code)
+
+
+def write_splits(splits: Sequence[dict[str, Sequence[str]]], path: Path) -> None:
+    """Write a splits file, or stop the script where another one was written for the runs beside it."""
+    content = json.dumps(splits, indent=1)
+    if path.exists():
+        if path.read_text(encoding="utf-8") != content:
+            raise SystemExit(f"{path} splits the cases otherwise: choose another --runs for other settings")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(content, encoding="utf-8")
 
 
 def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict[str, float]]:

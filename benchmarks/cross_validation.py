@@ -8,27 +8,23 @@ again, and what was interrupted goes on. With ``--only`` several processes share
 them tested writes the table, with 95 % intervals over cases.
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import arguments, dice_with_intervals, rare, save, training_record
+from common import arguments, dice_with_intervals, rare, save, training_record, write_splits
 from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, read_cases
 
 
-def write_splits(root: str, folds: int, path: Path) -> None:
-    """A splits file whose folds test a part of the cases each.
+def folds_of(root: str, folds: int) -> list[dict[str, Sequence[str]]]:
+    """Splits that test a part of the cases each.
 
     One training case is called validation, because a split must have some.
     """
     cases = [case.case_id for case in read_task(Path(root)).cases]
-    splits = []
-    for fold in range(folds):
-        split = make_split(cases, seed=0, fold=fold, folds=folds, test_fraction=0)
-        splits.append({"train": split.train[1:], "val": split.train[:1], "test": split.val})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(splits, indent=1), encoding="utf-8")
+    splits = [make_split(cases, seed=0, fold=fold, folds=folds, test_fraction=0) for fold in range(folds)]
+    return [{"train": split.train[1:], "val": split.train[:1], "test": split.val} for split in splits]
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
     options = {"root": "", "config": "configs/hippocampus.yaml", "runs": "runs/cross-validation"}
     args = arguments(__doc__, **options, folds=5, only=[-1], words=[])
     splits = Path(args.runs, "splits.json")
-    write_splits(args.root, args.folds, splits)
+    write_splits(folds_of(args.root, args.folds), splits)
     runs = [Path(args.runs, f"fold-{fold}") for fold in range(args.folds)]
     tests = [run / "test" / "cases.csv" for run in runs]
     for fold in range(args.folds) if args.only == [-1] else args.only:

@@ -10,12 +10,14 @@ cases, which none of the three saw.
 """
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from common import arguments, dice_with_intervals, rare, save, training_record
+from common import arguments, dice_with_intervals, rare, save, training_record, write_splits
 from rare_lightning.data.splits import Split, make_split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, read_cases
@@ -25,10 +27,9 @@ def write_merged(root: Path, target: Path) -> None:
     """The task at root with all foreground classes as one; its images are linked."""
     content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["labels"] = {"0": "background", "1": "foreground"}
-    (target / "labelsTr").mkdir(parents=True, exist_ok=True)
-    images = target / "imagesTr"
-    if not images.exists():
-        images.symlink_to((root / "imagesTr").resolve())
+    shutil.rmtree(target, ignore_errors=True)  # of a script that was stopped here
+    (target / "labelsTr").mkdir(parents=True)
+    (target / "imagesTr").symlink_to((root / "imagesTr").resolve())
     for case in read_task(root).cases:
         label = nib.load(case.label)
         merged = (np.asanyarray(label.dataobj) > 0).astype(np.uint8)
@@ -36,12 +37,11 @@ def write_merged(root: Path, target: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_splits(split: Split, path: Path) -> None:
-    """Fold 0: a quarter of the training cases; fold 1: the others."""
+def quarter_and_rest(split: Split) -> list[dict[str, Sequence[str]]]:
+    """Fold 0 trains on a quarter of the training cases, fold 1 on the others."""
     order = np.random.default_rng(0).permutation(split.train).tolist()
     quarter = max(1, len(order) // 4)
-    folds = [{**split.as_dict(), "train": sorted(cases)} for cases in (order[:quarter], order[quarter:])]
-    path.write_text(json.dumps(folds, indent=1), encoding="utf-8")
+    return [{**split.as_dict(), "train": sorted(cases)} for cases in (order[:quarter], order[quarter:])]
 
 
 def main() -> None:
@@ -49,11 +49,11 @@ def main() -> None:
     options = {"root": "", "config": "configs/hippocampus.yaml", "runs": "runs/fine-tuning"}
     args = arguments(__doc__, **options, epochs=40, seeds=[0], folds=10)
     runs = Path(args.runs)
-    runs.mkdir(parents=True, exist_ok=True)
     splits = runs / "splits.json"
     cases = [case.case_id for case in read_task(args.root).cases]
-    write_splits(make_split(cases, seed=0, fold=0, folds=args.folds, test_fraction=0.2), splits)
-    write_merged(Path(args.root), runs / "merged")
+    write_splits(quarter_and_rest(make_split(cases, seed=0, fold=0, folds=args.folds, test_fraction=0.2)), splits)
+    if not (runs / "merged" / "dataset.json").exists():
+        write_merged(Path(args.root), runs / "merged")
 
     def train(name: str, seed: int, fold: int, *words: str, root: str = args.root) -> Path:
         run = runs / f"{name}-{seed}"

@@ -5,6 +5,7 @@ import torch
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, NNUNet, RAREUNet, SegmentationModule, UNet
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.tables import summarize
+from rare_lightning.module import make_level_cycle
 from rare_lightning.networks import Prediction
 from rare_lightning.networks.grids import block_repeat
 
@@ -54,7 +55,7 @@ def test_modules_built_in_python_come_back_from_their_checkpoint(make_network, d
         assert torch.equal(one, other)
 
 
-def test_batches_take_the_levels_of_the_cycle_in_turn_through_all_epochs(data, tmp_path):
+def test_batches_take_the_levels_of_the_cycle_in_turn_through_all_epochs(phantom, tmp_path):
     seen = []
 
     class Watched(UNet):
@@ -63,14 +64,33 @@ def test_batches_take_the_levels_of_the_cycle_in_turn_through_all_epochs(data, t
                 seen.append(list(images))
             return super().forward(images)
 
+    data = DecathlonDataModule(
+        str(phantom), levels=1, depth=2, folds=2, batch_size=1, patches_per_case=3, num_workers=0
+    )
     cycle = [[0], [1], [0, 1], [1]]
     module = SegmentationModule(Watched(1, 3, 2, depth=2, levels=1), NAMES, level_cycle=cycle)
-    runner = trainer(tmp_path, max_epochs=3, limit_val_batches=0)
+    runner = trainer(tmp_path, max_epochs=3, limit_val_batches=0, log_every_n_steps=1000)
     runner.fit(module, data)
-    assert runner.num_training_batches % len(cycle)  # an epoch does not begin where the one before did
-    assert seen == (cycle * len(seen))[: 3 * runner.num_training_batches]
-    # Every level's Dice is logged, though not every batch is counted.
+    epoch = runner.num_training_batches
+    assert epoch > len(cycle) and epoch % len(cycle)  # an epoch does not begin where the one before did
+    assert seen == (cycle * len(seen))[: 3 * epoch]
+    # The first cycle of an epoch is counted, so that each level has a Dice however rarely batches are.
     assert {"train/dice/level_0", "train/dice/level_1"} <= runner.logged_metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("cycle", "levels", "batches"),
+    [
+        (None, [0, 1, 2], [[0, 1, 2]]),
+        ("each", [0, 1, 2], [[0], [1], [2]]),
+        ("nested", [0, 1, 2, 3], [[2, 3], [1, 2, 3], [0, 1, 2, 3]]),
+        ("nested", [0, 1], [[0, 1]]),
+        ("nested", [0], [[0]]),
+        ([[1, 0, 1], [0]], [0, 1], [[0, 1], [0]]),
+    ],
+)
+def test_cycles_by_name_fit_any_number_of_levels(cycle, levels, batches):
+    assert make_level_cycle(cycle, levels) == batches
 
 
 def test_levels_left_out_of_training_do_not_learn(data, tmp_path):

@@ -31,7 +31,7 @@ def test_two_epochs_on_real_hippocampi_beat_chance_at_every_level(tmp_path):
     words = ["--config", str(CONFIGS / "hippocampus.yaml"), "--data.root", task("Task04_Hippocampus")]
     words += ["--trainer.max_epochs", "2", "--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"]
     assert main(["fit", *words]) == 0
-    assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt")]) == 0
+    assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
     with open(tmp_path / "run" / "test" / "cases.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["truth"] == "fine"]
     assert len(rows) == 42 * 4 * 2

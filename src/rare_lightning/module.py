@@ -26,10 +26,11 @@ from rare_lightning.evaluation.protocol import (
     without_padding,
 )
 from rare_lightning.inference.windows import segment_level
-from rare_lightning.networks import FixedResolutionNetwork, MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
 
 Scheduler = Literal["constant", "one_cycle", "cosine", "polynomial"]
+LevelCycle = list[list[int]] | Literal["nested", "each"] | None
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class SegmentationModule(L.LightningModule):
         optimizer: Called with the parameters.
         scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate),
             ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
-        level_cycle: Levels of the first batch, of the second, and so on, and from the start again; the network's levels
-            in every batch if None. Low levels cost little: ``[[1, 2, 3], [0, 1, 2, 3]]`` shows them twice as many
-            cases. ``[[0], [1], [2], [3]]`` with a fixed-resolution network is multi-resolution augmentation: a scan is
-            brought down to one level and up again. With several processes, levels that some batches leave out need
-            the strategy ``ddp_find_unused_parameters_true``.
+        level_cycle: Levels of the first batch, of the second, and so on, and from the start again; all levels in every
+            batch if None. ``nested`` begins with the two lowest resolutions and adds a level with every batch, up to
+            all: low levels cost little, and so see more cases. ``each`` takes one level after another; with a
+            fixed-resolution network that is multi-resolution augmentation: a scan is brought down to one level and up
+            again.
         nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
@@ -87,7 +88,7 @@ class SegmentationModule(L.LightningModule):
         objective: MultiResolutionLoss | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: Scheduler = "one_cycle",
-        level_cycle: list[list[int]] | None = None,
+        level_cycle: LevelCycle = None,
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
         channels_last: bool = False,
@@ -109,11 +110,7 @@ class SegmentationModule(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.levels: tuple[int, ...] = network.levels
-        self.level_cycle = [list(self.levels)] if level_cycle is None else [sorted(set(step)) for step in level_cycle]
-        if not self.level_cycle or any(not step or not set(step) <= set(self.levels) for step in self.level_cycle):
-            raise ValueError(
-                f"level_cycle {level_cycle} must be lists of one or more of the network's levels {list(self.levels)}"
-            )
+        self.level_cycle = make_level_cycle(level_cycle, self.levels)
         self.train_levels = sorted(set().union(*self.level_cycle))
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.window_size = window_size
@@ -139,38 +136,22 @@ class SegmentationModule(L.LightningModule):
         )
         return prediction
 
-    def on_fit_start(self) -> None:
-        """Processes wait for each other's gradients, also for those that a batch does not have unless they are told.
-
-        Raises:
-            UserError: If they were not told.
-        """
-        strategy = self.trainer.strategy
-        partial = any(len(levels) < len(self.levels) for levels in self.level_cycle)
-        if (
-            isinstance(strategy, DDPStrategy)
-            and partial
-            and not isinstance(self.network, FixedResolutionNetwork)  # all of it runs at every level
-            and not strategy._ddp_kwargs.get("find_unused_parameters")
-        ):
-            raise UserError(
-                "batches of some levels (model.level_cycle) do not reach all of the network: "
-                "set trainer.strategy to ddp_find_unused_parameters_true"
-            )
+    def setup(self, stage: str) -> None:
+        """Tell processes that share gradients not to wait for those of levels that a batch leaves out."""
+        if isinstance(self.trainer.strategy, DDPStrategy) and self.level_cycle != [list(self.levels)]:
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective over the training levels.
+        """Objective over the batch's levels, as large a part of the whole as their weights are.
 
         Raises:
             UserError: If the loss is not finite.
         """
-        # The same in every process, and in a run that was interrupted. Epochs count on, so that the cases that an epoch
-        # begins with do not always meet the same levels.
+        # The same in every process, and in a run that was interrupted. Epochs count on, as one may end within a cycle.
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
         prediction = self({level: batch["image"][level] for level in levels})
-        # Weighed among all levels that are trained, so that none weighs more in a batch that others are left out of.
-        parts = self._compare(prediction, batch, self.train_levels)
+        parts = self._compare(prediction, batch)
         size = len(batch["case"])
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
@@ -185,7 +166,7 @@ class SegmentationModule(L.LightningModule):
         cycle = batch_idx // len(self.level_cycle)
         if every and cycle % every == 0:  # of every batch, it would take a tenth of the time
             self._update_dice(self.train_dice, prediction, batch)
-        return loss
+        return loss * self.objective.share(levels, self.train_levels)
 
     def on_train_epoch_end(self) -> None:
         """Log Dice of the epoch's training patches, augmented as they were, of every ``log_every_n_steps``-th cycle."""
@@ -282,9 +263,9 @@ class SegmentationModule(L.LightningModule):
         before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
         follow_optimizer(checkpoint, changed_settings(before, now))
 
-    def _compare(self, prediction: Prediction, batch: Batch, levels: Sequence[int] | None = None) -> dict[str, Tensor]:
+    def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         targets = self._targets(batch["label"], list(prediction.logits))
-        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch, levels)
+        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
         return parts
 
     def _predict_whole(self, images: Pyramid) -> Prediction:
@@ -321,7 +302,7 @@ class SegmentationModule(L.LightningModule):
         means = []
         for level in levels:
             metric: Any = metrics[str(level)]
-            if not metric.update_called:  # no step of the epoch drew this level
+            if not metric.update_called:  # no batch of the epoch had this level
                 continue
             by_class = metric.compute().reshape(-1)  # torchmetrics drops the axis of a single class
             metric.reset()
@@ -343,3 +324,19 @@ class SegmentationModule(L.LightningModule):
             predictions, truths, batch["case"][0], level, stride, (x, y, z), self.class_names, self.nsd_tolerance_mm
         )
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
+
+
+def make_level_cycle(cycle: LevelCycle, levels: Sequence[int]) -> list[list[int]]:
+    """The levels of successive batches, see :class:`SegmentationModule`.
+
+    Raises:
+        ValueError: If a batch has no level, or one that is not among the levels.
+    """
+    if cycle == "nested":
+        return [list(levels[first:]) for first in reversed(range(max(1, len(levels) - 1)))]
+    if cycle == "each":
+        return [[level] for level in levels]
+    batches = [list(levels)] if cycle is None else [sorted(set(batch)) for batch in cycle]
+    if not batches or any(not batch or not set(batch) <= set(levels) for batch in batches):
+        raise ValueError(f"level_cycle {cycle} must be lists of one or more of the network's levels {list(levels)}")
+    return batches

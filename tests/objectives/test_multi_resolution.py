@@ -57,14 +57,14 @@ def test_level_weights_are_normalised():
 
 
 @pytest.mark.parametrize("weights", [None, [6, 1, 1]])
-def test_levels_weigh_the_same_alone_and_together(weights):
+def test_losses_of_some_levels_by_their_shares_make_up_that_of_all(weights):
     target = torch.randint(0, 3, (1, 4, 4, 4))
     logits = {level: torch.randn(1, 3, 4, 4, 4) for level in range(3)}
     loss = MultiResolutionLoss(level_weights=weights)
 
     def of(*levels):
         prediction = Prediction({level: logits[level] for level in levels}, {}, {})
-        return loss(prediction, dict.fromkeys(levels, target), levels=range(3))["loss"]
+        return loss.share(levels, range(3)) * loss(prediction, dict.fromkeys(levels, target))["loss"]
 
     torch.testing.assert_close(of(0, 1, 2), of(0) + of(1, 2))
 

@@ -21,7 +21,7 @@ class MultiResolutionLoss(nn.Module):
 
     Args:
         alpha: Share of cross-entropy in each level's loss.
-        level_weights: Weights w_l of levels 0..L, brought to a sum of 1; equal by default.
+        level_weights: Weights w_l of levels 0..L, normalised to sum to 1 over the levels of a batch; equal by default.
         consistency_weight: lambda after the warm-up.
         consistency_warmup_epochs: Epochs over which lambda grows linearly from 0.
 
@@ -54,17 +54,18 @@ class MultiResolutionLoss(nn.Module):
             return self.consistency_weight
         return self.consistency_weight * epoch / self.consistency_warmup_epochs
 
-    def forward(
-        self, prediction: Prediction, targets: Pyramid, epoch: int = 0, levels: Sequence[int] | None = None
-    ) -> dict[str, Tensor]:
+    def share(self, levels: Sequence[int], of: Sequence[int]) -> float:
+        """Share of some levels' weights in the weights of others, which include them."""
+        whole = sum(self._weight(level) for level in of)
+        return sum(self._weight(level) for level in levels) / max(whole, 1e-12)
+
+    def forward(self, prediction: Prediction, targets: Pyramid, epoch: int = 0) -> dict[str, Tensor]:
         """Every part of the objective by name; ``loss`` is what to minimise.
 
         Args:
             prediction: The network's answer.
             targets: Level -> class indices ``(B, D, H, W)`` on the grid of that level's logits.
             epoch: For the warm-up.
-            levels: Those whose weights sum to 1, so that a level weighs the same whichever others it is predicted with;
-                the prediction's by default.
 
         Returns:
             Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice}`` of the answers, and where there is a teacher
@@ -73,20 +74,14 @@ class MultiResolutionLoss(nn.Module):
         Raises:
             ValueError: If level_weights has no entry for a level.
         """
-        levels = list(prediction.logits) if levels is None else levels
-        if self.level_weights is not None and max(levels) >= len(self.level_weights):
-            raise ValueError(
-                f"level_weights has {len(self.level_weights)} entries, the network levels up to {max(levels)}"
-            )
-        weights = {level: 1.0 if self.level_weights is None else self.level_weights[level] for level in levels}
-        whole = max(sum(weights.values()), 1e-12)
+        levels = list(prediction.logits)
         parts: dict[str, Tensor] = {}
-        total = torch.zeros((), device=next(iter(prediction.logits.values())).device)
-        for level, logits in prediction.logits.items():
-            scores = self.segmentation(logits, targets[level])
+        total = torch.zeros((), device=prediction.logits[levels[0]].device)
+        for level in levels:
+            scores = self.segmentation(prediction.logits[level], targets[level])
             parts |= {f"level_{level}/{name}": value for name, value in scores.items()}
             loss = self._with_deep_supervision(scores["loss"], prediction.deep.get(level, []), targets[level])
-            total = total + weights[level] / whole * loss
+            total = total + self.share([level], levels) * loss
         if prediction.encoder:
             weight = self.consistency_weight_at(epoch)
             # Both in float32: squares of half-precision features overflow. Without a weight, for the logs alone.
@@ -99,6 +94,13 @@ class MultiResolutionLoss(nn.Module):
             parts["consistency"] = torch.stack(list(distances.values())).mean()
             total = total + weight * parts["consistency"]
         return {"loss": total, **parts}
+
+    def _weight(self, level: int) -> float:
+        if self.level_weights is None:
+            return 1.0
+        if level >= len(self.level_weights):
+            raise ValueError(f"level_weights has {len(self.level_weights)} entries, the network levels up to {level}")
+        return self.level_weights[level]
 
     def _with_deep_supervision(self, loss: Tensor, deep: Sequence[DeepLogits], target: Tensor) -> Tensor:
         share, shares = 1.0, 1.0
