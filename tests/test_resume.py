@@ -116,6 +116,11 @@ def test_a_run_is_resumed_with_its_own_settings(phantom, copied, more, message, 
     assert message in capsys.readouterr().err
 
 
+def test_a_run_that_was_killed_before_it_said_what_it_is_begins_anew(phantom, tmp_path):
+    (tmp_path / "run" / "logs" / "fit").mkdir(parents=True)
+    assert main(words(phantom, tmp_path / "run", "--resume", "--trainer.fast_dev_run", "1")) == 0
+
+
 def test_only_runs_are_resumed(phantom, tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     assert main(words(phantom, tmp_path, "--resume")) == 1

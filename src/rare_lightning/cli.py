@@ -378,7 +378,9 @@ def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
         raise UserError("--resume needs --run_dir, the folder of the run, and finds the checkpoint there by itself")
     folder = Path(config.run_dir).expanduser()
     last = find_last(folder)
-    if last is None and folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # A run that is killed in its first moments has its loggers' folders, and no config.yaml yet.
+    if last is None and there - {"logs", "wandb", "tensorboard"} and "config.yaml" not in there:
         raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
     return None if last is None else str(last)
 
