@@ -48,6 +48,13 @@ def rare(words: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
+def train_and_test(run: Path, words: Sequence[str]) -> None:
+    """Train a run and test its last weights, as far as that is not done."""
+    if not (run / "test" / "cases.csv").exists():
+        rare(["fit", *words, "--run_dir", str(run), "--trainer.enable_progress_bar", "false", "--resume"])
+        rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+
+
 def write_splits(splits: Sequence[dict[str, Sequence[str]]], path: Path) -> None:
     """Write a splits file, or stop the script where another one was written for the runs beside it."""
     content = json.dumps(splits, indent=1)

@@ -11,7 +11,7 @@ them tested writes the table, with 95 % intervals over cases.
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import arguments, dice_with_intervals, rare, save, training_record, write_splits
+from common import arguments, dice_with_intervals, save, train_and_test, training_record, write_splits
 from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, read_cases
@@ -36,12 +36,8 @@ def main() -> None:
     runs = [Path(args.runs, f"fold-{fold}") for fold in range(args.folds)]
     tests = [run / "test" / "cases.csv" for run in runs]
     for fold in range(args.folds) if args.only == [-1] else args.only:
-        last = runs[fold] / "checkpoints" / "last.ckpt"
-        if not tests[fold].exists():
-            words = ["fit", "--config", args.config, "--data.root", args.root, *args.words]
-            words += ["--data.splits_file", str(splits), "--data.fold", str(fold), "--run_dir", str(runs[fold])]
-            rare([*words, "--trainer.enable_progress_bar", "false", "--resume"])
-            rare(["test", "--ckpt_path", str(last)])
+        words = ["--config", args.config, "--data.root", args.root, *args.words]
+        train_and_test(runs[fold], [*words, "--data.splits_file", str(splits), "--data.fold", str(fold)])
     missing = [str(test) for test in tests if not test.exists()]
     if missing:
         print(f"Not tested yet: {', '.join(missing)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from common import arguments, dice_with_intervals, rare, save, training_record, write_splits
+from common import arguments, dice_with_intervals, save, train_and_test, training_record, write_splits
 from rare_lightning.data.splits import Split, make_split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, read_cases
@@ -57,11 +57,9 @@ def main() -> None:
 
     def train(name: str, seed: int, fold: int, *words: str, root: str = args.root) -> Path:
         run = runs / f"{name}-{seed}"
-        fit = ["fit", "--config", args.config, "--data.root", root, "--data.splits_file", str(splits)]
-        fit += ["--data.fold", str(fold), "--seed_everything", str(seed), "--run_dir", str(run), *words]
-        if not (run / "test" / "cases.csv").exists():
-            rare([*fit, "--trainer.enable_progress_bar", "false", "--resume"])
-            rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+        fit = ["--config", args.config, "--data.root", root, "--data.splits_file", str(splits)]
+        fit += ["--data.fold", str(fold), "--seed_everything", str(seed)]
+        train_and_test(run, [*fit, *words])
         return run
 
     epochs = ["--trainer.max_epochs", str(args.epochs)]
