@@ -11,7 +11,9 @@ class Muon(pytorch_optimizer.Muon):
 
     The momentum of a kernel ``(out, in, 3, 3, 3)``, seen as a matrix of ``out`` rows, loses its singular values before
     it is stepped along, so that all directions are learned at the same speed. Steps are as long as AdamW's
-    (https://arxiv.org/abs/2502.16982), so that its rates and decays hold for both.
+    (https://arxiv.org/abs/2502.16982), so that its rates and decays hold for both. Three Newton-Schulz steps of Polar
+    Express (https://arxiv.org/abs/2505.16932) leave singular values within a factor of ten of each other, which five of
+    the usual ones bring closer for no gain in Dice.
 
     It multiplies matrices in bfloat16. On processors that only imitate it, AdamW takes a fraction of the time.
 
@@ -30,5 +32,6 @@ class Muon(pytorch_optimizer.Muon):
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         adamw = {"params": others, "use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
         muon = {"params": kernels, "use_muon": True, "use_adjusted_lr": True, "momentum": momentum}
+        muon |= {"ns_steps": 3, "ns_coeffs": "polar_express"}
         rates = {"lr": lr, "weight_decay": weight_decay}
         super().__init__([{**group, **rates} for group in (muon, adamw) if group["params"]])
