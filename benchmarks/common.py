@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rare_lightning import cli
 from rare_lightning.configuration import read_checkpoint
+from rare_lightning.evaluation.comparison import MEAN, Comparison
+from rare_lightning.evaluation.methods import Method
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.statistics import interval, mean_over_cases, resample_counts
-from rare_lightning.evaluation.tables import format_spacing
 from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
 
@@ -69,22 +67,18 @@ def write_splits(splits: Sequence[dict[str, Sequence[str]]], path: Path) -> None
 
 def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict[str, float]]:
     """Lines of a table of Dice with 95 % intervals over cases, and mean Dice against the fine truth by spacing."""
-    cases = sorted({row.case for row in rows})
-    classes = list(dict.fromkeys(row.class_name for row in rows))
-    spacings = {row.level: format_spacing(row.spacing_mm) for row in rows}
-    counts = resample_counts(len(cases))
-    dice = {(row.truth, row.level, row.class_name, row.case): row.scores.dice for row in rows}
+    test = Comparison([Method("", Path(), list(rows), {})])
     lines, mean = [], {}
-    for level, spacing in sorted(spacings.items()):
+    for level, spacing in test.levels.items():
+        if level == MEAN:
+            continue
         line = {"scan (mm)": spacing}
         for truth in TRUTHS:
-            scores = np.array([[dice[truth, level, name, case] for case in cases] for name in classes])
-            for name, values in [*zip(classes, scores, strict=True), ("mean", np.nanmean(scores, axis=0))]:
-                low, high = interval(mean_over_cases(values, counts))
-                line[f"{name}, `{truth}`"] = f"{np.nanmean(values):.3f} [{low:.3f}, {high:.3f}]"
-                if (truth, name) == ("fine", "mean"):
-                    mean[spacing] = float(np.nanmean(values))
+            for name in test.classes:
+                dice = test.means["dice", "", truth, level, name]
+                line[f"{name}, `{truth}`"] = f"{dice.mean:.3f} [{dice.low:.3f}, {dice.high:.3f}]"
         lines.append(line)
+        mean[spacing] = test.means["dice", "", "fine", level, test.classes[-1]].mean
     return lines, mean
 
 

@@ -5,7 +5,8 @@ python benchmarks/cross_validation.py --root Task04_Hippocampus [--folds 5] [--o
 
 Nothing is chosen on the cases of a fold: the last weights are tested. What is trained or tested already is not done
 again, and what was interrupted goes on. With ``--only`` several processes share the folds; the one that finds all of
-them tested writes the table, with 95 % intervals over cases.
+them tested writes the table, with 95 % intervals over cases, and ``RUNS/cases.csv``, of which ``rare compare`` takes
+those of several methods.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from common import arguments, dice_with_intervals, save, train_and_test, training_record, write_splits
 from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import read_task
-from rare_lightning.evaluation.tables import markdown_table, read_cases
+from rare_lightning.evaluation.tables import markdown_table, read_cases, write_cases
 
 
 def folds_of(root: str, folds: int) -> list[dict[str, Sequence[str]]]:
@@ -42,7 +43,9 @@ def main() -> None:
     if missing:
         print(f"Not tested yet: {', '.join(missing)}")
         return
-    table, _ = dice_with_intervals([row for test in tests for row in read_cases(test)])
+    rows = [row for test in tests for row in read_cases(test)]
+    write_cases(rows, Path(args.runs, "cases.csv"))
+    table, _ = dice_with_intervals(rows)
     training = [training_record(run / "checkpoints" / "last.ckpt") for run in runs]
     minutes = ", ".join(f"{record['cpu_minutes']:.0f}" for record in training)
     note = f"{args.folds} folds, processor minutes of training {minutes}, at commit {training[0]['commit']} with "
