@@ -133,8 +133,9 @@ def test_the_same_seed_gives_the_same_weights(run, phantom, tmp_path):
         [CONFIGS / "network" / "unet.yaml", CONFIGS / "trainer" / "cpu.yaml"],
         [CONFIGS / "network" / "unet_multi_resolution.yaml"],
         [CONFIGS / "network" / "nnunet.yaml"],
+        [CONFIGS / "hippocampus_long.yaml"],
     ],
-    ids=["patches", "paper", "unet", "unet_multi_resolution", "nnunet"],
+    ids=["patches", "paper", "unet", "unet_multi_resolution", "nnunet", "long"],
 )
 def test_overlays_train_and_test(phantom, tmp_path, overlays):
     words = [word for path in overlays for word in ("--config", str(path))]
