@@ -108,6 +108,8 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(phantom, copi
     [
         (["--model.optimizer.init_args.lr", "1e-3"], "model.optimizer.init_args.lr is 0.001 and was 0.01"),
         (["--data.fold", "1"], "data.fold is 1 and was 0"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision is bf16-mixed and was "),
+        (["--seed_everything", "1"], "seed_everything is 1 and was 0"),
         (["--ckpt_path", "somewhere.ckpt"], "finds the checkpoint there by itself"),
     ],
 )

@@ -46,6 +46,9 @@ OF_CHECKPOINT = {
 }
 """Settings of split and preprocessing: a network goes on with the cases and intensities that it knows."""
 
+OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Settings of the Trainer that make other steps."""
+
 
 class RunRecord(SaveConfigCallback):
     """Writes the full configuration and the split into the run folder, and never over an earlier one."""
@@ -174,6 +177,12 @@ class RareCLI(LightningCLI):
         """
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         given = {section: config[section].as_dict() for section in saved}
+        if config.resume and (written := Path(config.run_dir).expanduser() / "config.yaml").exists():
+            # Checkpoints do not hold these.
+            whole = yaml.safe_load(written.read_text(encoding="utf-8"))
+            for settings, source in ((saved, whole), (given, config)):
+                settings["seed_everything"] = source["seed_everything"]
+                settings["trainer"] = {name: source["trainer"][name] for name in OF_STEPS}
         changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
         if config.resume and changes:
             listed = "; ".join(map(str, changes))
