@@ -32,7 +32,8 @@ def main() -> None:
     if len({record["commit"] for record in training}) > 1:
         raise SystemExit(f"trained at different commits: {', '.join(record['commit'] for record in training)}")
     note = f"{tests[0]['cases']} test cases, seeds {', '.join(str(record['seed']) for record in training)}, "
-    note += f"{mean(record['cpu_minutes'] for record in training):.1f} processor minutes each; "
+    note += f"{mean(record['cpu_minutes'] for record in training):.1f} processor minutes each, "
+    note += f"{max(record['minutes'] for record in training):.1f} or less by the clock; "
     note += f"trained at commit {training[0]['commit']}, last with {training[-1]['command']}"
     save(args, args.title, note, rows)
     print(markdown_table(rows), note)
