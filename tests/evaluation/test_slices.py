@@ -62,3 +62,14 @@ def test_the_slice_with_most_foreground_is_cut():
     assert (cut.spacing, cut.dice) == ("2x2x2", 0.5)  # one class of two is found
     empty = torch.zeros_like(truth)
     assert (cut_slice(1, [2.0] * 3, image, empty, empty, [1.0] * 3).image == 1).all()
+
+
+def test_blocks_are_drawn_where_they_lie():
+    """Of 33 to 35 voxels, five blocks of eight, the last of them cut short."""
+    truth = torch.zeros(35, 33, 34, dtype=torch.uint8)
+    truth[10, 10, 30] = 1
+    image = torch.arange(5 * 5 * 5).view(5, 5, 5).float()
+    cut = cut_slice(3, [8.0] * 3, image, truth, truth, [1.0] * 3)
+    assert cut.image.shape == (35, 33)
+    for x, y in ((0, 0), (7, 8), (10, 10), (31, 24), (34, 32)):
+        assert cut.image[x, y] == image[x // 8, y // 8, 30 // 8]

@@ -36,7 +36,7 @@ def cut_slice(
     """
     foreground = (truth > 0).sum((0, 1))
     index = int(foreground.argmax()) if foreground.any() else truth.shape[2] // 2
-    stride = [-(-n // m) for n, m in zip(truth.shape, image.shape, strict=True)]
+    stride = [round(mm / base) for mm, base in zip(spacing_mm, base_spacing, strict=True)]
     plane = image[:, :, index // stride[2]]
     shown = plane.repeat_interleave(stride[0], 0).repeat_interleave(stride[1], 1)
     present = set(np.union1d(truth.cpu().numpy(), prediction.cpu().numpy()).tolist()) - {0}
