@@ -4,17 +4,25 @@ import torch
 import torchio as tio
 
 from rare_lightning.data.cache import write_cached
-from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
+from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import PyramidCollate
+from rare_lightning.data.pyramid import LevelIntensities, PyramidCollate
 from rare_lightning.data.task import read_task
+from rare_lightning.networks.grids import block_average
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
+SETTINGS = Preprocessing((1.0, 1.0, 1.0))
+INTENSITIES = LevelIntensities(SETTINGS, STRIDES)
 
 
 @pytest.fixture
 def cases(phantom, cache_dir):
-    return [write_cached(case, Preprocessing((1.0, 1.0, 1.0)), cache_dir) for case in read_task(phantom).cases]
+    return NormalizedCases([write_cached(case, SETTINGS, cache_dir) for case in read_task(phantom).cases], INTENSITIES)
+
+
+def volume(cases, index):
+    """A whole image as level 0 sees it."""
+    return SETTINGS.normalized(torch.from_numpy(np.array(cases.cases[index].image))).numpy()
 
 
 def find(patch, volume):
@@ -28,15 +36,16 @@ def test_patches_are_cut_from_image_and_label_alike(cases):
     assert len(patches) == 12
     for index in (0, 7):
         item = patches[index]
-        case = cases[index % 6]
+        case = cases.cases[index % 6]
         assert item["case"] == case.case_id
-        x, y, z = find(item.image.numpy()[0], case.image[0])
+        x, y, z = find(item.image.numpy()[0], volume(cases, index % 6)[0])
         assert np.array_equal(item.label.numpy()[0], case.label[0, x : x + 16, y : y + 16, z : z + 16])
 
 
 def test_patches_move_about(cases):
     patches = TrainingPatches(cases, (16, 16, 16))
-    places = {find(patches[i].image.numpy()[0], cases[0].image[0]) for i in range(0, 72, 6)}
+    whole = volume(cases, 0)[0]
+    places = {find(patches[i].image.numpy()[0], whole) for i in range(0, 72, 6)}
     assert len(places) > 6
 
 
@@ -50,8 +59,8 @@ def test_foreground_patches_hold_each_class_in_turn(cases):
 
 
 def test_a_patch_larger_than_the_volume_is_what_evaluation_sees(cases):
-    collate = PyramidCollate(STRIDES)
-    size = tuple(-(-n // 4) * 4 for n in cases[0].shape)
+    collate = PyramidCollate(STRIDES, intensities=INTENSITIES)
+    size = tuple(-(-n // 4) * 4 for n in cases.cases[0].shape)
     whole = collate([WholeVolumes(cases)[0]])
     for patches in (TrainingPatches(cases), TrainingPatches(cases, size, foreground_fraction=1.0)):
         batch = collate([patches[0]])
@@ -71,14 +80,33 @@ def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
     volumes = WholeVolumes(cases)
     assert len(volumes) == 6
     batch = PyramidCollate(STRIDES)([volumes[1], volumes[2]])
-    largest = np.max([cases[1].shape, cases[2].shape], axis=0)
+    largest = np.max([cases.cases[1].shape, cases.cases[2].shape], axis=0)
     assert all(
         n % 4 == 0 and 0 <= n - needed < 4 for n, needed in zip(batch["image"][0].shape[2:], largest, strict=True)
     )
-    for row, case in enumerate(cases[1:3]):
+    for row, case in enumerate(cases.cases[1:3]):
         assert batch["case"][row] == case.case_id
         d, h, w = batch["shape"][row].tolist()
         assert (d, h, w) == case.shape
-        assert np.array_equal(batch["image"][0][row, :, :d, :h, :w], case.image)
+        assert np.array_equal(batch["image"][0][row, :, :d, :h, :w], volume(cases, row + 1))
         assert (batch["label"][0][row, d:] == batch["label"][0][row, d - 1]).all()
         assert batch["spacing"][row].tolist() == pytest.approx(case.spacing)
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+@pytest.mark.parametrize("foreground", ["nonzero", "all"])
+def test_a_level_has_the_intensities_of_the_whole_scan_at_that_resolution(cases, normalize, foreground):
+    settings = Preprocessing((1.0, 1.0, 1.0), normalize, foreground)
+    intensities = LevelIntensities(settings, STRIDES)
+    d, h, w = (n // 4 * 4 for n in cases.cases[0].shape)
+    image = torch.from_numpy(np.array(cases.cases[0].image))[:, :d, :h, :w]
+    image[:, :7] = 0  # the space around a brain, whose border no block keeps apart
+    statistics = intensities.statistics(image)
+    whole = intensities.of_level_0(image, statistics)
+    for level, stride in enumerate(STRIDES):
+        expected = settings.normalized(block_average(image[None], stride)[0])
+        found = intensities.of_level(block_average(whole[None], stride)[0], level, statistics)
+        # Clipping at full resolution takes some of the brightest voxels' height from the blocks they are in.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if normalize == "zscore" else 0.1)
+    part = intensities.of_level_0(image[:, 8:16, 8:16, 8:16], statistics)
+    assert torch.equal(part, whole[:, 8:16, 8:16, 8:16])

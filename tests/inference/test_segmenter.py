@@ -8,7 +8,9 @@ import torch
 import torchio as tio
 
 import rare_lightning
+from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.pyramid import ToLevelGrid, pad_to_size
 from rare_lightning.errors import UserError
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
@@ -124,6 +126,29 @@ def test_what_is_found_lies_where_it_is(segmenter, answer_grid, on_base_grid, sp
     centre = found.TransformContinuousIndexToPhysicalPoint(inside.mean(0).tolist())
     assert np.abs(np.array(centre) - place).max() < 0.5
     assert answer.volumes_ml[segmenter.classes[1]] == pytest.approx(len(inside) * np.prod(found.GetSpacing()) / 1000)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_scan_is_prepared_as_it_was_tested(segmenter, phantom, tmp_path, level):
+    """rare test brings a scan down by itself; a file of that resolution must look the same to the network."""
+    data = DecathlonDataModule(str(phantom), levels=2, depth=3, spacing=[1.0, 1.0, 1.0], num_workers=0)
+    data.prepare_data()
+    batch = next(iter(data.test_dataloader()))
+    [case] = [case for case in data.task.cases if case.case_id == batch["case"][0]]
+    subject = data.preprocessing.on_base_grid(case)
+    size = [-(-n // 2**level) * 2**level for n in subject.spatial_shape]
+    low = ToLevelGrid((2**level,) * 3)(
+        tio.Subject(
+            image=subject.image.__class__(tensor=pad_to_size(subject.image.data, size), affine=subject.image.affine)
+        )
+    )
+    low.image.save(tmp_path / "low.nii.gz")
+    prepared = segmenter.prepare(read_scan(ScanFiles("low", (tmp_path / "low.nii.gz",))), "low")
+    assert prepared.route.level == level
+    d, h, w = prepared.size
+    torch.testing.assert_close(
+        prepared.image[:, :d, :h, :w], batch["image"][level][0, :, :d, :h, :w], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_spacings_that_headers_round_are_not_resampled(segmenter, scan):

@@ -1,4 +1,4 @@
-"""Preprocessed cases on disk: keyed by content and settings, written whole or not at all, read memory-mapped."""
+"""Cases on the base grid on disk: keyed by content and spacing, written whole or not at all, read memory-mapped."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
 
 FOREGROUND_SAMPLES = 10_000
@@ -32,7 +32,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case on the base grid.
+    """A case on the base grid.
 
     Attributes:
         case_id: The case.
@@ -44,7 +44,7 @@ class CachedCase:
 
     @property
     def image(self) -> np.ndarray:
-        """``(C, D, H, W)`` float32, memory-mapped."""
+        """``(C, D, H, W)`` float32 with the intensities of the file, memory-mapped."""
         return self._load("image")
 
     @property
@@ -89,8 +89,8 @@ class CachedCase:
 
 
 def cache_key(case: Case, preprocessing: Preprocessing) -> str:
-    """Digest of the two files' bytes, the settings and the format of an entry."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, preprocessing.as_dict()], sort_keys=True).encode())
+    """Digest of the two files' bytes, the base spacing and the format of an entry."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, list(preprocessing.spacing)]).encode())
     for path in (case.image, case.label):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -98,7 +98,7 @@ def cache_key(case: Case, preprocessing: Preprocessing) -> str:
 
 
 def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase | None:
-    """The case's entry, if these very files were preprocessed with these very settings before."""
+    """The case's entry, if these very files were brought to this very spacing before."""
     folder = cache_dir / cache_key(case, preprocessing)
     return CachedCase(case.case_id, folder) if folder.is_dir() else None
 
@@ -111,7 +111,7 @@ def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> C
     try:
         # TorchIO draws a number before every transform: a run must not depend on what was cached before.
         with torch.random.fork_rng(devices=[]):
-            subject = preprocessing(case)
+            subject = preprocessing.on_base_grid(case)
         _save(subject, case, scratch)
         try:
             scratch.rename(folder)
@@ -143,7 +143,7 @@ def _sample_foreground(label: np.ndarray) -> np.ndarray:
     return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
 
 
-def as_subject(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> tio.Subject:
+def as_subject(image: np.ndarray | torch.Tensor, label: np.ndarray, affine: np.ndarray) -> tio.Subject:
     """Arrays ``(C, D, H, W)`` and ``(1, D, H, W)`` on one grid -> TorchIO subject."""
     return tio.Subject(
         image=tio.ScalarImage(tensor=torch.as_tensor(image), affine=affine),

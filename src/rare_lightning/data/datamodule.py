@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
-from rare_lightning.data.dataset import TrainingPatches, WholeVolumes
+from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.download import find_task
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
-from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
+from rare_lightning.data.pyramid import LabelDownsampling, LevelIntensities, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
@@ -146,8 +146,9 @@ class DecathlonDataModule(L.LightningDataModule):
             UserError: If there are fewer patches than one step takes.
         """
         seed = run_seed() or 0
+        intensities = LevelIntensities(self.preprocessing, self.strides)
         dataset = TrainingPatches(
-            self._cached(self.split.train),
+            NormalizedCases(self._cached(self.split.train), intensities),
             self.patch_size,
             self.augmentation,
             self.patches_per_case,
@@ -155,7 +156,7 @@ class DecathlonDataModule(L.LightningDataModule):
             seed,
         )
         share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
-        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing)
+        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, intensities)
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
@@ -246,14 +247,16 @@ class DecathlonDataModule(L.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
-        dataset = WholeVolumes(self._cached(case_ids))
-        return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()))
+        intensities = LevelIntensities(self.preprocessing, self.strides)
+        dataset = WholeVolumes(NormalizedCases(self._cached(case_ids), intensities))
+        collate = PyramidCollate(self.strides, self.label_downsampling, intensities=intensities)
+        return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()), collate)
 
     def _loader(
         self,
         dataset: Dataset[tio.Subject],
         share: TrainingShare | EvaluationShare,
-        collate: PyramidCollate | None = None,
+        collate: PyramidCollate,
         **options: Any,
     ) -> DataLoader[tio.Subject]:
         return LateLoader(
@@ -261,7 +264,7 @@ class DecathlonDataModule(L.LightningDataModule):
             sampler=share,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collate or PyramidCollate(self.strides, self.label_downsampling),
+            collate_fn=collate,
             generator=torch.Generator(),  # a seed for loader processes, which nothing uses, is not drawn from torch's
             **options,
         )

@@ -5,12 +5,46 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torchio as tio
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
-from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.pyramid import LevelIntensities, pad_to_size
 from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3
+
+
+class NormalizedCases:
+    """Cached cases, cut and normalised; the statistics of each are computed once in every process.
+
+    Args:
+        cases: Cached cases.
+        intensities: Normalises them.
+    """
+
+    def __init__(self, cases: Sequence[CachedCase], intensities: LevelIntensities) -> None:
+        self.cases = list(cases)
+        self.intensities = intensities
+        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def cut(self, index: int, window: Sequence[slice] = ()) -> tio.Subject:
+        """A window of a case, copied into memory; the whole case by default.
+
+        Returns:
+            ``image`` (C, D, H, W) as level 0 sees it, ``label`` (1, D, H, W), ``case`` and its ``statistics``.
+        """
+        case, where = self.cases[index], (slice(None), *window)
+        if index not in self._statistics:
+            self._statistics[index] = self.intensities.statistics(torch.from_numpy(np.array(case.image)))
+        statistics = self._statistics[index]
+        image = self.intensities.of_level_0(torch.from_numpy(np.array(case.image[where])), statistics)
+        subject = as_subject(image, np.array(case.label[where]), case.affine)
+        subject["case"] = case.case_id
+        subject["statistics"] = statistics
+        return subject
 
 
 class TrainingPatches(Dataset[tio.Subject]):
@@ -23,7 +57,7 @@ class TrainingPatches(Dataset[tio.Subject]):
     what lies where on the level grids, and where the volume ends, is then alike in both.
 
     Args:
-        cases: Cached cases.
+        cases: What patches are cut from.
         patch_size: Base voxels per axis; None for whole volumes.
         augmentation: Label-safe TorchIO transform, or None.
         patches_per_case: Items per case and epoch.
@@ -33,14 +67,14 @@ class TrainingPatches(Dataset[tio.Subject]):
 
     def __init__(
         self,
-        cases: Sequence[CachedCase],
+        cases: NormalizedCases,
         patch_size: Size3 | None = None,
         augmentation: tio.Transform | None = None,
         patches_per_case: int = 1,
         foreground_fraction: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.cases = list(cases)
+        self.cases = cases
         self.patch_size = patch_size
         self.augmentation = augmentation
         self.patches_per_case = patches_per_case
@@ -52,9 +86,11 @@ class TrainingPatches(Dataset[tio.Subject]):
 
     def __getitem__(self, index: int) -> tio.Subject:
         """``image`` (C, D, H, W), ``label`` (1, D, H, W), ``case``, and ``random_key`` for draws that come later."""
-        case = self.cases[index % len(self.cases)]
+        case = index % len(self.cases)
         with seeded(self.seed, index):
-            subject = cut(case, self._place(case, self.patch_size) if self.patch_size else ())
+            subject = self.cases.cut(
+                case, self._place(self.cases.cases[case], self.patch_size) if self.patch_size else ()
+            )
             if self.augmentation is not None:
                 subject = self.augmentation(subject)
         subject["random_key"] = (self.seed, index)
@@ -82,25 +118,17 @@ class WholeVolumes(Dataset[tio.Subject]):
     """Each case whole, as training without patches and augmentation would see it; then the first ones again.
 
     Args:
-        cases: Cached cases.
+        cases: To be seen whole.
     """
 
-    def __init__(self, cases: Sequence[CachedCase]) -> None:
-        self.cases = list(cases)
+    def __init__(self, cases: NormalizedCases) -> None:
+        self.cases = cases
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> tio.Subject:
         """``image`` (C, D, H, W), ``label`` (1, D, H, W), ``case``, and ``again`` if the index is beyond the set."""
-        subject = cut(self.cases[index % len(self.cases)])
+        subject = self.cases.cut(index % len(self.cases))
         subject["again"] = index >= len(self.cases)
         return subject
-
-
-def cut(case: CachedCase, window: Sequence[slice] = ()) -> tio.Subject:
-    """A window of a case, copied into memory; the whole case by default."""
-    where = (slice(None), *window)
-    subject = as_subject(np.array(case.image[where]), np.array(case.label[where]), case.affine)
-    subject["case"] = case.case_id
-    return subject

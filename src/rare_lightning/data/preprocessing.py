@@ -42,14 +42,8 @@ class Preprocessing:
         """Back from :meth:`as_dict`."""
         return cls(tuple(values["spacing"]), values["normalize"], values["foreground"])
 
-    def __call__(self, case: Case) -> tio.Subject:
-        """Read a case -> subject with ``image`` (float32) and ``label`` (uint8) on the base grid."""
-        subject = self.on_base_grid(case)
-        subject.image.set_data(self.normalized(subject.image.data))
-        return subject
-
     def on_base_grid(self, case: Case) -> tio.Subject:
-        """The same with the intensities of the file, for methods that normalise in their own way."""
+        """Read a case -> subject with ``image`` (float32, intensities of the file) and ``label`` (uint8)."""
         subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
         # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
         subject.label.affine = subject.image.affine
@@ -64,22 +58,31 @@ class Preprocessing:
 
     def normalized(self, data: Tensor) -> Tensor:
         """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""
-        return torch.stack([self._normalize_channel(channel) for channel in data])
+        return self.rescaled(data, *self.statistics(data))
 
-    def _normalize_channel(self, channel: Tensor) -> Tensor:
+    def statistics(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale of each channel of ``(C, D, H, W)``, both ``(C,)`` in double precision."""
+        shifts, scales = zip(*map(self._channel_statistics, data), strict=True)
+        return torch.tensor(shifts, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
+
+    def rescaled(self, data: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """``(C, D, H, W)`` less the shift, divided by the scale, and clipped where that belongs to it."""
+        shift, scale = (values.float().view(-1, 1, 1, 1) for values in (shift, scale))
+        normalized = (data - shift) / scale
+        return normalized.clamp(0, 1) if self.normalize == "percentile" else normalized
+
+    def _channel_statistics(self, channel: Tensor) -> tuple[float, float]:
         values = channel[self._mask(channel)]
         if values.numel() < 2:
             values = channel.flatten()
         if values.numel() < 2:
-            return torch.zeros_like(channel)
+            return float(values.sum()), 1.0
         if self.normalize == "zscore":
             # Accumulated in double: sums over millions of voxels lose digits in float32.
-            shift, scale = values.double().mean(), values.double().std()
-            normalized: Tensor = (channel - shift) / scale.clamp_min(1e-8)
-            return normalized.float()
+            shift, scale = float(values.double().mean()), float(values.double().std())
+            return shift, max(scale, 1e-6 * abs(shift), 1e-8)  # less is rounding, of an even channel
         low, high = np.percentile(values.numpy(), [0.5, 99.5]).tolist()
-        rescaled: Tensor = (channel - low) / max(high - low, 1e-8)
-        return rescaled.clamp(0, 1)
+        return low, max(high - low, 1e-8)
 
     def _mask(self, channel: Tensor) -> Tensor:
         if self.foreground == "nonzero":

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
+from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3, block_average, round_up
@@ -77,13 +78,57 @@ def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
     return scaled
 
 
+class LevelIntensities:
+    """Normalises each level of a scan with the statistics of the scan on that level's grid.
+
+    A scan of low resolution has no others at inference: averaging voxels takes away contrast, and mixes the border of a
+    brain with the empty space around it.
+
+    Args:
+        preprocessing: Its normalisation.
+        strides: Cumulative stride of each level.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, strides: Sequence[Size3]) -> None:
+        self.preprocessing = preprocessing
+        self.strides = list(strides)
+
+    def statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifts and scales of a whole scan ``(C, D, H, W)`` on the base grid, both ``(levels, C)``."""
+        by_level = [
+            self.preprocessing.statistics(
+                block_average(pad_to_size(image, round_up(image.shape[1:], stride))[None], stride)[0]
+            )
+            for stride in self.strides
+        ]
+        shifts, scales = zip(*by_level, strict=True)
+        return torch.stack(shifts), torch.stack(scales)
+
+    def of_level_0(self, image: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """``(C, D, H, W)`` of a scan, or a part of it, normalised with the statistics of level 0."""
+        shifts, scales = statistics
+        return self.preprocessing.rescaled(image, shifts[0], scales[0])
+
+    def of_level(self, image: Tensor, level: int, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """The image of a level ``(C, D_l, H_l, W_l)``, made of one with the intensities of level 0."""
+        if level == 0:
+            return image
+        shifts, scales = statistics
+        # Level 0's undone and the level's own in one.
+        return self.preprocessing.rescaled(image, (shifts[level] - shifts[0]) / scales[0], scales[level] / scales[0])
+
+
 def make_pyramid(
     subject: tio.Subject,
     strides: Sequence[Size3],
     label_downsampling: LabelDownsampling = "majority",
     random_spacing: RandomSpacing = EXACT,
+    intensities: LevelIntensities | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each."""
+    """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each.
+
+    With ``intensities``, the subject holds the ``statistics`` of its scan.
+    """
     images, labels = {}, {}
     for level, stride in enumerate(strides):
         down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
@@ -91,6 +136,8 @@ def make_pyramid(
         images[level] = down.image.data.float()
         if random_spacing != EXACT:
             images[level] = random_spacing(subject.image.data.float(), stride)
+        if intensities is not None:
+            images[level] = intensities.of_level(images[level], level, subject["statistics"])
         labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 
@@ -115,6 +162,7 @@ class PyramidCollate:
         strides: Cumulative stride of each level.
         label_downsampling: How labels reach the level grids.
         random_spacing: Draws the spacing of each level's image, for training.
+        intensities: Normalises the levels of subjects that hold the ``statistics`` of their scans.
     """
 
     def __init__(
@@ -122,10 +170,12 @@ class PyramidCollate:
         strides: Sequence[Size3],
         label_downsampling: LabelDownsampling = "majority",
         random_spacing: RandomSpacing = EXACT,
+        intensities: LevelIntensities | None = None,
     ) -> None:
         self.strides = list(strides)
         self.label_downsampling = label_downsampling
         self.random_spacing = random_spacing
+        self.intensities = intensities
 
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
@@ -141,7 +191,9 @@ class PyramidCollate:
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
-                images, labels = make_pyramid(subject, self.strides, self.label_downsampling, self.random_spacing)
+                images, labels = make_pyramid(
+                    subject, self.strides, self.label_downsampling, self.random_spacing, self.intensities
+                )
             items.append(
                 {
                     "image": images,
