@@ -4,7 +4,7 @@ python benchmarks/write_results.py
 
 A record is the ``summary.json`` of ``rare test`` or the files of ``rare compare``, copied into ``docs/results/NAME/``,
 or what a benchmark wrote with ``--output docs/results/NAME.json``. Nothing in docs/results.md is typed by hand, but
-what a ``remarks.md`` in a record's folder, or ``NAME.md`` beside it, says of it.
+what a ``remarks.md`` in a record's folder, or ``NAME.md`` beside it, says of it, and ``remarks.md`` of all.
 """
 
 import json
@@ -124,6 +124,7 @@ def main() -> None:
         "",
         "Written by `python benchmarks/write_results.py` from the records under `docs/results`.",
         "",
+        *remarks(DOCS / "results" / "remarks.md"),
     ]
     for folder in sorted(path.parent for path in (DOCS / "results").glob("*/summary.json")):
         lines += test_section(folder)
