@@ -94,6 +94,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(phantom, copied,
     assert "Nothing to go on from" in capsys.readouterr().err
 
 
+def test_the_best_is_known_through_a_link_to_the_run(phantom, copied, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    last = copied / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    [best] = [kept for kept in checkpoint["callbacks"].values() if kept.get("best_model_score") is not None]
+    best["best_model_score"] = torch.tensor(2.0)  # no epoch will be better
+    best["best_k_models"] = {best["best_model_path"]: best["best_model_score"]}
+    torch.save(checkpoint, last)
+    before = (copied / "checkpoints" / "best.ckpt").read_bytes()
+    assert main(words(phantom, tmp_path / "link", "--resume", "--trainer.max_epochs", "3")) == 0
+    assert (copied / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(phantom, copied, capsys):
     before = (copied / "checkpoints" / "last.ckpt").read_bytes()
     (copied / "checkpoints" / ".last.ckpt.part").symlink_to("/dev/full")

@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint whose run may have been moved: the files that it names are those beside it."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        here = str(Path(path).absolute().parent)
+        here = os.path.realpath(Path(path).parent)  # as Lightning's own dirpath is
         for state in checkpoint.get("callbacks", {}).values():
             if "best_k_models" in state:  # Lightning would forget the best score, and save what is worse as the best
                 before, state["dirpath"] = state["dirpath"], here
