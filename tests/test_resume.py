@@ -131,6 +131,15 @@ def test_a_run_is_resumed_with_its_own_settings(phantom, copied, more, message, 
     assert message in capsys.readouterr().err
 
 
+def test_a_planned_network_is_resumed_with_the_command_it_was_begun_with(phantom, tmp_path):
+    more = ["--config", str(CONF.parents[1] / "configs" / "network" / "nnunet.yaml"), "--data.root", str(phantom)]
+    more += ["--model.network.init_args.features", "2", "--data.folds", "2", "--data.num_workers", "0"]
+    more += ["--trainer.accelerator", "cpu", "--trainer.limit_train_batches", "1", "--trainer.log_every_n_steps", "1"]
+    for epochs in ("1", "2"):
+        more = [*more, "--trainer.max_epochs", epochs, "--run_dir", str(tmp_path / "run"), "--resume"]
+        assert main(["fit", "--config", str(CONF / "tiny.yaml"), *more]) == 0
+
+
 def test_a_run_that_was_killed_before_it_said_what_it_is_begins_anew(phantom, tmp_path):
     (tmp_path / "run" / "logs" / "fit").mkdir(parents=True)
     assert main(words(phantom, tmp_path / "run", "--resume", "--trainer.fast_dev_run", "1")) == 0

@@ -142,6 +142,7 @@ class RareCLI(LightningCLI):
         if self.subcommand == "fit":
             if not config.resume:
                 refuse_folder_in_use(folder, checkpoint)
+            _plan_network(config)
             if checkpoint is not None:
                 # And not by Lightning, who would run the pickles of one that comes from a URL.
                 content = read_checkpoint(checkpoint)
@@ -150,7 +151,6 @@ class RareCLI(LightningCLI):
                 self._compare_settings(content, config)
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
-        _plan_network(config)
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
