@@ -139,6 +139,21 @@ def test_schedules_end_where_they_should(scheduler, data, tmp_path):
         assert len(set(rates.seen)) > 3
 
 
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.99), {"momentum": 0.99}),
+        (lambda weights: torch.optim.AdamW(weights, betas=(0.8, 0.98)), {"betas": (0.8, 0.98)}),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_one_cycle_leaves_the_optimizers_momentum_alone(make, setting, data, tmp_path):
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(SegmentationModule(network(), NAMES, optimizer=make, scheduler="one_cycle"), data)
+    [group] = runner.optimizers[0].param_groups
+    assert {name: group[name] for name in setting} == setting
+
+
 @pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])
 def test_a_run_can_go_on_for_longer_than_it_was_planned(scheduler, phantom, tmp_path):
     # Many steps: torch's one cycle is one step longer than its run, which shows where steps are few.

@@ -60,8 +60,8 @@ class SegmentationModule(L.LightningModule):
         class_names: Background first.
         objective: Loss of a prediction.
         optimizer: Called with the parameters.
-        scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate),
-            ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
+        scheduler: Learning rate over the whole run: ``constant``, ``one_cycle`` (peak at the optimizer's rate;
+            its momentum stays), ``cosine`` to 0, or ``polynomial`` of power 0.9 to 0.
         level_cycle: Levels of the first batch, of the second, and so on, and from the start again; all levels in every
             batch if None. ``nested`` begins with the two lowest resolutions and adds a level with every batch, up to
             all: low levels cost little, and so see more cases. ``each`` takes one level after another; with a
@@ -235,10 +235,8 @@ class SegmentationModule(L.LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.scheduler == "one_cycle":
             rates = [group["lr"] for group in optimizer.param_groups]
-            # AdamW's falls and rises with the rate; Muon's belongs to a part of its parameters, and stays.
-            cycled = not optimizer.defaults.keys().isdisjoint({"momentum", "betas"})
             schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=rates, total_steps=steps, cycle_momentum=cycled
+                optimizer, max_lr=rates, total_steps=steps, cycle_momentum=False
             )
         elif self.scheduler == "cosine":
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
