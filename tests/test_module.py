@@ -116,15 +116,16 @@ def test_cycles_of_unknown_levels_or_none_are_refused(cycle):
         SegmentationModule(network(), NAMES, level_cycle=cycle)
 
 
+class Rates(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
 @pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])
 def test_schedules_end_where_they_should(scheduler, data, tmp_path):
-    class Rates(L.Callback):
-        def __init__(self):
-            self.seen = []
-
-        def on_train_batch_start(self, trainer, *_):
-            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
-
     rates = Rates()
     optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
     module = SegmentationModule(network(), NAMES, optimizer=optimizer, scheduler=scheduler)
@@ -158,15 +159,22 @@ def test_one_cycle_leaves_the_optimizers_momentum_alone(make, setting, data, tmp
 def test_a_run_can_go_on_for_longer_than_it_was_planned(scheduler, phantom, tmp_path):
     # Many steps: torch's one cycle is one step longer than its run, which shows where steps are few.
     data = DecathlonDataModule(str(phantom), levels=1, depth=2, folds=2, num_workers=0, patches_per_case=20)
-    rates = []
-    for epochs in (1, 3):
-        module = SegmentationModule(network(), NAMES, scheduler=scheduler)
-        runner = trainer(tmp_path, max_epochs=epochs)
-        runner.fit(module, data, ckpt_path=tmp_path / "last.ckpt" if rates else None, weights_only=True)
-        runner.save_checkpoint(tmp_path / "last.ckpt")
-        rates.append(runner.optimizers[0].param_groups[0]["lr"])
-        assert runner.current_epoch == epochs
-    assert rates[1] == pytest.approx(1e-3 if scheduler == "constant" else 0, abs=1e-5)
+    runs = []
+    for folder, lengths in (("whole", [3]), ("parts", [1, 3])):
+        for epochs in lengths:
+            rates = Rates()
+            runner = trainer(tmp_path, max_epochs=epochs, callbacks=[rates])
+            begun = tmp_path / folder if epochs > lengths[0] else None
+            module = SegmentationModule(network(), NAMES, scheduler=scheduler)
+            runner.fit(module, data, ckpt_path=begun, weights_only=True)
+            runner.save_checkpoint(tmp_path / folder)
+            assert runner.current_epoch == epochs
+        runs.append(rates.seen)
+        final = runner.optimizers[0].param_groups[0]["lr"]
+        assert final == pytest.approx(1e-3 if scheduler == "constant" else 0, abs=1e-5)
+    whole, parts = runs
+    # All but the first step, whose rate was set by the end of the shorter run.
+    assert parts[1:] == pytest.approx(whole[-len(parts) + 1 :])
 
 
 def test_the_loss_falls(phantom, tmp_path):

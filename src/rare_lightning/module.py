@@ -1,8 +1,9 @@
 """LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Any, Literal
 
 import lightning as L
@@ -31,6 +32,12 @@ from rare_lightning.objectives import MultiResolutionLoss
 
 Scheduler = Literal["constant", "one_cycle", "cosine", "polynomial"]
 LevelCycle = list[list[int]] | Literal["nested", "each"] | None
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + cos(pi * done)),
+    "polynomial": lambda done: (1 - done) ** 0.9,
+}
+"""Share of the rate that is left by the share of the run that is done."""
 
 
 @dataclass(frozen=True)
@@ -238,10 +245,10 @@ class SegmentationModule(L.LightningModule):
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=rates, total_steps=steps, cycle_momentum=False
             )
-        elif self.scheduler == "cosine":
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         else:
-            schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
+            # Of the step alone: torch's own multiply the rate before, which stays 0 in a run that goes on for longer.
+            decay = DECAYS[self.scheduler]
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay(min(1.0, step / steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,8 +263,10 @@ class SegmentationModule(L.LightningModule):
                 "the checkpoint's network is another than that of model.network, data.levels and data.depth"
             )
         for state in checkpoint.get("lr_schedulers", []):
-            for length in ("total_steps", "_schedule_phases", "T_max", "total_iters"):
+            for length in ("total_steps", "_schedule_phases"):
                 state.pop(length, None)
+            if self.scheduler in DECAYS:
+                state["lr_lambdas"] = [None] * len(state["base_lrs"])  # older checkpoints have none
         before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
         follow_optimizer(checkpoint, changed_settings(before, now))
 
