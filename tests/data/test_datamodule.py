@@ -45,6 +45,19 @@ def test_loaders_give_pyramids_of_their_role(phantom):
     assert batch["label"][3].shape == (2, 2, 4, 2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, r"data.batch_size \(0\) must be 1 or more"),
+        ({"patches_per_case": 0}, r"data.patches_per_case \(0\) must be 1 or more"),
+        ({"num_workers": -1}, r"data.num_workers \(-1\) must be 0 or more"),
+    ],
+)
+def test_numbers_that_no_loader_takes_are_refused(phantom, settings, message):
+    with pytest.raises(UserError, match=message):
+        make(phantom, **settings)
+
+
 def test_without_a_patch_size_training_cases_are_whole(phantom):
     data = make(phantom)
     data.prepare_data()

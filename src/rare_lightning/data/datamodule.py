@@ -91,6 +91,13 @@ class DecathlonDataModule(L.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         keep_plain_hyperparameters(self)
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("patches_per_case", patches_per_case, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} ({value}) must be {least} or more")
         self.root = root
         stages = stage_strides(depth, strides)
         self.strides = [level_stride(stages, level) for level in range(levels + 1)]
