@@ -263,6 +263,27 @@ def test_mistakes_get_one_line_and_exit_code_1(words, message, capsys, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run_dir", "file"], "file: Not a directory"),
+        pytest.param(
+            ["--config", str(CONFIGS / "trainer" / "gpu.yaml"), "--trainer.accelerator", "gpu"], "gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)  # fmt: skip
+def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, monkeypatch, words, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["fit", *TINY, "--data.root", str(phantom), *words]) == 1
+    error = capsys.readouterr().err
+    assert "rare: error: " in last_line(error)
+    assert message in last_line(error)
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["test"],

@@ -32,6 +32,13 @@ def test_a_dry_run_writes_what_would_be_sent(tmp_path, capsys, monkeypatch):
         assert "level_3" not in text
 
 
+def test_a_dry_run_into_no_folder_gets_one_line(tmp_path, capsys):
+    pytest.importorskip("wandb_workspaces", reason="pip install 'rare-lightning[wandb-dashboard]'")
+    path = tmp_path / "no" / "such.json"
+    assert main(["dashboard", "--entity", "team", "--dry_run", "--output", str(path)]) == 1
+    assert capsys.readouterr().err.strip() == f"rare: error: {path}: No such file or directory"
+
+
 def test_without_a_key_there_is_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("wandb_workspaces", reason="pip install 'rare-lightning[wandb-dashboard]'")
     monkeypatch.setattr("wandb.login", lambda prompt: False)

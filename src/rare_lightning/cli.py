@@ -15,6 +15,7 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -281,14 +282,19 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except ArgumentError as error:
         return _report_wrong_words(words, error)
+    except MisconfigurationException as error:  # Lightning's, of a device that is not there
+        print(f"rare: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message = f"{error.filename}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = (
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit goes on from "
+                "its last checkpoint with the same command and --resume."
+            )
+        elif error.filename is None:
             raise
-        print(
-            f"rare: error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit "
-            "goes on from its last checkpoint with the same command and --resume.",
-            file=sys.stderr,
-        )
+        print(f"rare: error: {message}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         lost = explain_loss(error)
