@@ -54,6 +54,7 @@ def train(method: str, args: argparse.Namespace) -> Path:
     fit += ["--trainer.check_val_every_n_epoch", str(VALIDATE_EVERY), "--trainer.enable_progress_bar", "false"]
     epochs = epochs_within(args.minutes, fit, args.output / "calibration" / method)
     fit += ["--run_dir", str(folder), "--trainer.max_epochs", str(epochs)]
+    fit += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, epochs))]  # there is to be a best
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         fit += ["--ckpt_path", str(last)]

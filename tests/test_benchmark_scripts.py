@@ -46,6 +46,14 @@ def test_all_methods_are_trained_and_compared_and_what_is_done_is_skipped(phanto
 
 
 @pytest.mark.slow
+def test_methods_of_a_single_epoch_are_compared(phantom, tmp_path):
+    words = ["--root", str(phantom), "--config", str(CONFIG), "--minutes", "0", "--output", str(tmp_path)]
+    words += ["--methods", "rare-unet", "unet", "--nnunet_environment", str(tmp_path / "none")]
+    run_script("comparison.py", *words, "--", "--model.network.init_args.features", "2")
+    assert (tmp_path / "comparison" / "comparison.json").exists()
+
+
+@pytest.mark.slow
 def test_cross_validation_tests_every_case_once_by_a_network_that_never_saw_it(phantom, tmp_path):
     words = ["--root", str(phantom), "--config", str(CONFIG), "--folds", "2", "--runs", str(tmp_path)]
     words += ["--output", str(tmp_path / "record.json")]

@@ -232,6 +232,13 @@ def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_best(phant
     assert epochs == [0, 1]
 
 
+def test_without_a_validation_the_last_checkpoint_is_what_to_test(phantom, tmp_path, capsys):
+    assert fit(phantom, tmp_path / "run", "--trainer.check_val_every_n_epoch", "2") == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert last.exists()
+    assert last_line(capsys.readouterr().out) == f"Next: rare test --ckpt_path {last}"
+
+
 def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
     assert fit(phantom, run) == 1
     assert "in use" in last_line(capsys.readouterr().err)

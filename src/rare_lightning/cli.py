@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
-from rare_lightning.checkpoint_io import AtomicCheckpointIO, find_last
+from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
 from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
 from rare_lightning.configuration import changed_settings, read_checkpoint
@@ -217,9 +217,13 @@ class RareCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where everything is."""
+        folder = Path(self.trainer.default_root_dir)
         best = self.config_init[self.subcommand]["checkpoint"].best_model_path
         if self.trainer.is_global_zero:
-            print(f"Run folder: {self.trainer.default_root_dir}\nNext: rare test --ckpt_path {best}")
+            print(f"Run folder: {folder}")
+            checkpoint = Path(best or folder / "checkpoints" / LAST)  # where no epoch was validated
+            if checkpoint.exists():  # it is not after trainer.fast_dev_run
+                print(f"Next: rare test --ckpt_path {checkpoint}")
 
     def after_validate(self) -> None:
         """Say where the metrics are."""
