@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import sys
 
@@ -12,7 +13,8 @@ from rare_lightning.cli import main
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, sidecar_of, write
-from rare_lightning.inference.scans import Scan
+from rare_lightning.inference.prediction import ScanDataset
+from rare_lightning.inference.scans import Scan, find_scans
 from rare_lightning.networks import UNet
 
 FORMATS = list(SUFFIXES)
@@ -40,6 +42,14 @@ def test_exported_networks_answer_as_the_checkpoint_does(exported, segmenter, sc
 
 def as_scan(image):
     return Scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None], Geometry.of(image))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_scans_for_an_exported_network_are_prepared_in_processes_that_are_not_forked(exported, phantom, kind):
+    segmenter = rare_lightning.load(exported / kind)
+    dataset = ScanDataset(find_scans([str(phantom / "imagesTr" / "hippocampus_001.nii.gz")]), segmenter)
+    assert pickle.loads(pickle.dumps(dataset))[0].prepared is not None
+    assert segmenter.networks
 
 
 @pytest.mark.slow  # the same path as above, for rarer networks

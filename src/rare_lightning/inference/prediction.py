@@ -1,6 +1,7 @@
 """Segmenting many scans through Lightning's Trainer: what is read, what is run, and the record of each case."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -59,7 +60,8 @@ class ScanDataset(Dataset[Case]):
         self, scans: Sequence[ScanFiles], segmenter: Segmenter, level: int | None = None, keep_voxels: bool = False
     ) -> None:
         self.scans = list(scans)
-        self.segmenter = segmenter
+        self.segmenter = copy(segmenter)
+        self.segmenter.networks = []  # no part of preparing, and engines cannot be sent to loader processes
         self.level = level
         self.keep_voxels = keep_voxels
 
