@@ -89,6 +89,18 @@ def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
         (tmp_path / "moved.ckpt").rename(earlier)
 
 
+@pytest.mark.parametrize(("fold", "seen"), [("0", False), ("1", True)])
+def test_cases_that_a_model_has_seen_are_said(phantom, earlier, tmp_path, caplog, fold, seen):
+    more = ["--model.init_from", str(earlier), "--data.fold", fold, "--trainer.fast_dev_run", "1"]
+    with caplog.at_level("INFO"):
+        assert fit(phantom, tmp_path / "run", *more) == 0
+    train = read_checkpoint(earlier)["DecathlonDataModule"]["split"]["train"]  # the other fold's cases to validate with
+    said = f"{earlier} was trained or validated on 2 cases"
+    lines = [record.getMessage() for record in caplog.records if said in record.getMessage()]
+    assert len(lines) == seen
+    assert all(case in line for line in lines for case in train)
+
+
 def test_heads_are_made_anew_for_other_classes(earlier, tmp_path, caplog):
     make_phantom(str(tmp_path / "task"), kind="brain_tumour", cases=6, size=[24, 28, 24])
     more = ["--model.init_from", str(earlier), "--model.optimizer.init_args.lr", "0"]

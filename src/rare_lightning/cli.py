@@ -203,7 +203,12 @@ class RareCLI(LightningCLI):
             raise UserError(str(error)) from error
 
     def before_fit(self) -> None:
-        """Say so where a processor would only imitate the numbers that were asked for."""
+        """Say what is known to make a run slow, or its scores flatter."""
+        self._say_what_is_slow()
+        self._say_what_was_seen()
+
+    def _say_what_is_slow(self) -> None:
+        """Where a processor would only imitate the numbers that were asked for."""
         capabilities = getattr(torch.cpu, "get_capabilities", None)  # before 2.11, PyTorch cannot tell
         if not isinstance(self.trainer.accelerator, CPUAccelerator) or capabilities is None:
             return
@@ -214,6 +219,22 @@ class RareCLI(LightningCLI):
         instead += ["--model.optimizer torch.optim.AdamW"] if "Muon" in optimizer else []
         if instead:
             rank_zero_info(f"This processor does not multiply bfloat16. Faster steps: {' '.join(instead)}")
+
+    def _say_what_was_seen(self) -> None:
+        """Where weights that the run begins from know cases that it scores."""
+        config = self.config[self.subcommand]
+        if config.model.init_from is None or config.get("ckpt_path") is not None:
+            return
+        earlier = read_checkpoint(config.model.init_from)["DecathlonDataModule"].get("split", {})
+        split = self.datamodule.split
+        # Not those that both validate with, as all of one split are.
+        seen = {*earlier.get("train", ())} & {*split.val, *split.test} | {*earlier.get("val", ())} & {*split.test}
+        if seen:
+            rank_zero_info(
+                f"{config.model.init_from} was trained or validated on {len(seen)} cases that this run validates or "
+                f"tests with, among them {', '.join(sorted(seen)[:5])}, if what has the same id is the same. Their "
+                "scores would flatter: give a data.splits_file without them"
+            )
 
     def after_fit(self) -> None:
         """Say where everything is."""
