@@ -41,20 +41,25 @@ def epochs_within(minutes: float, fit: Sequence[str], folder: Path) -> int:
     kept = folder / "minutes_per_epoch.json"
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        rare([*fit, "--run_dir", str(folder), "--trainer.max_epochs", str(VALIDATE_EVERY)])
+        rare([*fit, "--run_dir", str(folder), *lasting(VALIDATE_EVERY)])
         measured = training_record(folder / "checkpoints" / "last.ckpt")["minutes"]
         kept.write_text(json.dumps(measured / VALIDATE_EVERY), encoding="utf-8")
     return max(1, round(minutes / float(json.loads(kept.read_text(encoding="utf-8")))))
+
+
+def lasting(epochs: int) -> list[str]:
+    """Words for a run of so many epochs, one of which at least is validated: there is to be a best."""
+    every = min(VALIDATE_EVERY, epochs)
+    return ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(every)]
 
 
 def train(method: str, args: argparse.Namespace) -> Path:
     """Train a method, or go on with it. Returns its best checkpoint."""
     folder: Path = args.output / method
     fit = ["fit", "--config", args.config, *METHODS[method], "--data.root", args.root, *EXACT, *args.words]
-    fit += ["--trainer.check_val_every_n_epoch", str(VALIDATE_EVERY), "--trainer.enable_progress_bar", "false"]
+    fit += ["--trainer.enable_progress_bar", "false"]
     epochs = epochs_within(args.minutes, fit, args.output / "calibration" / method)
-    fit += ["--run_dir", str(folder), "--trainer.max_epochs", str(epochs)]
-    fit += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, epochs))]  # there is to be a best
+    fit += ["--run_dir", str(folder), *lasting(epochs)]
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         fit += ["--ckpt_path", str(last)]

@@ -78,7 +78,7 @@ def test_a_pickle_in_the_cache_is_refused(name, write, phantom, tmp_path, trap):
     for file in (tmp_path / "cache").glob(f"*/{name}.npy"):
         write(file, trap)
     with pytest.raises(UserError, match=rf"{name}\.npy: not what preprocessing wrote .*Remove"):
-        getattr(data._cached(data.split.train)[0], name)
+        getattr(data._cached(data.split.train).cases[0], name)
 
 
 def test_a_pickle_as_splits_is_refused(phantom, tmp_path, trap, capsys):

@@ -36,7 +36,7 @@ from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import end_with_parent, explain_loss
 from rare_lightning.provenance import describe_process
-from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, unused
+from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, settings_of_training, unused
 
 ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
 """Settings that change nothing but where and how fast a run goes."""
@@ -178,10 +178,9 @@ class RareCLI(LightningCLI):
         """
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         given = {section: config[section].as_dict() for section in saved}
-        if config.resume and (written := Path(config.run_dir).expanduser() / "config.yaml").exists():
+        if config.resume and (written := settings_of_training(Path(config.run_dir).expanduser())):
             # Checkpoints do not hold these.
-            whole = yaml.safe_load(written.read_text(encoding="utf-8"))
-            for settings, source in ((saved, whole), (given, config)):
+            for settings, source in ((saved, written), (given, config)):
                 settings["seed_everything"] = source["seed_everything"]
                 settings["trainer"] = {name: source["trainer"][name] for name in OF_STEPS}
         changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]

@@ -5,6 +5,7 @@ import os
 import secrets
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace, dict_to_namespace
@@ -85,12 +86,21 @@ def unused(path: Path) -> Path:
     return free
 
 
+def settings_of_training(folder: Path) -> dict[str, Any]:
+    """Every setting that the run in this folder was begun with; none where no ``config.yaml`` can be read."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def _loggers_of_training(folder: Path) -> dict[str, Namespace]:
     """Class name -> each of our loggers that the run in this folder was begun with."""
     try:
-        loggers = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]["logger"] or []
+        loggers = settings_of_training(folder)["trainer"]["logger"] or []
         named = {logger["class_path"]: logger for logger in loggers}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # no run, or one without loggers
+    except (KeyError, TypeError):  # no run, or one without loggers
         return {}
     return {path[len(MODULE) :]: dict_to_namespace(named[path]) for path in named if path.startswith(MODULE)}
 

@@ -15,7 +15,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.networks import MultiResolutionNetwork, Prediction
-from rare_lightning.networks.grids import block_average, interpolate
+from rare_lightning.networks.grids import block_average, interpolate, round_up
 
 
 def labels_of(image):
@@ -136,12 +136,9 @@ def test_a_scan_is_prepared_as_it_was_tested(segmenter, phantom, tmp_path, level
     batch = next(iter(data.test_dataloader()))
     [case] = [case for case in data.task.cases if case.case_id == batch["case"][0]]
     subject = data.preprocessing.on_base_grid(case)
-    size = [-(-n // 2**level) * 2**level for n in subject.spatial_shape]
-    low = ToLevelGrid((2**level,) * 3)(
-        tio.Subject(
-            image=subject.image.__class__(tensor=pad_to_size(subject.image.data, size), affine=subject.image.affine)
-        )
-    )
+    stride = (2**level,) * 3
+    padded = pad_to_size(subject.image.data, round_up(subject.spatial_shape, stride))
+    low = ToLevelGrid(stride)(tio.Subject(image=tio.ScalarImage(tensor=padded, affine=subject.image.affine)))
     low.image.save(tmp_path / "low.nii.gz")
     prepared = segmenter.prepare(read_scan(ScanFiles("low", (tmp_path / "low.nii.gz",))), "low")
     assert prepared.route.level == level

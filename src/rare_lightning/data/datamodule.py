@@ -12,7 +12,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from rare_lightning.configuration import keep_plain_hyperparameters
-from rare_lightning.data.cache import CachedCase, default_cache_dir, find_cached, write_cached
+from rare_lightning.data.cache import default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.download import find_task
 from rare_lightning.data.integrity import check_cases
@@ -153,9 +153,9 @@ class DecathlonDataModule(L.LightningDataModule):
             UserError: If there are fewer patches than one step takes.
         """
         seed = run_seed() or 0
-        intensities = LevelIntensities(self.preprocessing, self.strides)
+        cases = self._cached(self.split.train)
         dataset = TrainingPatches(
-            NormalizedCases(self._cached(self.split.train), intensities),
+            cases,
             self.patch_size,
             self.augmentation,
             self.patches_per_case,
@@ -163,7 +163,7 @@ class DecathlonDataModule(L.LightningDataModule):
             seed,
         )
         share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
-        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, intensities)
+        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, cases.intensities)
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
@@ -241,22 +241,22 @@ class DecathlonDataModule(L.LightningDataModule):
         cached = find_cached(case, self.preprocessing, self.cache_dir)
         return cached is not None and cached.fits(self.task)
 
-    def _cached(self, case_ids: Sequence[str]) -> list[CachedCase]:
+    def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
         cases = []
         for case in self._cases(case_ids):
             cached = find_cached(case, self.preprocessing, self.cache_dir)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
             cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
-        return cases
+        return NormalizedCases(cases, LevelIntensities(self.preprocessing, self.strides))
 
     def _processes(self) -> tuple[int, int]:
         """How many processes the run has, and which this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
-        intensities = LevelIntensities(self.preprocessing, self.strides)
-        dataset = WholeVolumes(NormalizedCases(self._cached(case_ids), intensities))
-        collate = PyramidCollate(self.strides, self.label_downsampling, intensities=intensities)
+        cases = self._cached(case_ids)
+        dataset = WholeVolumes(cases)
+        collate = PyramidCollate(self.strides, self.label_downsampling, intensities=cases.intensities)
         return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()), collate)
 
     def _loader(
