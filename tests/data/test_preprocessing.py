@@ -79,6 +79,38 @@ def test_resampling_reaches_the_base_spacing_and_keeps_the_volume(tmp_path, blob
     assert int(subject.label.data.sum()) == 2 * int((blob > 50).sum())
 
 
+@pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE])
+def test_resampling_does_not_move_the_anatomy_nor_cut_it_off(tmp_path, direction):
+    size, spacing = (11, 13, 9), (1.3, 1.5, 2.2)
+    case = write_case(tmp_path, np.zeros(size, np.float32), direction, spacing)
+    image = sitk.ReadImage(case.image)
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")).reshape(3, -1).T.tolist()
+    world = np.array([image.TransformIndexToPhysicalPoint(one) for one in index])
+    across = (world @ [1.0, 2.0, 3.0]).reshape(size)  # an image of its own coordinates
+    made = sitk.GetImageFromArray(np.ascontiguousarray(across.transpose(2, 1, 0)).astype(np.float32))
+    made.CopyInformation(image)
+    sitk.WriteImage(made, case.image)
+    low, high = np.percentile(across, [20, 60])
+    label = sitk.Cast((made > low) & (made < high), sitk.sitkUInt8)
+    sitk.WriteImage(label, case.label)
+
+    subject = Preprocessing((1.0, 1.0, 1.0)).on_base_grid(case)
+    extent = np.multiply(
+        read_geometry(str(case.image)).canonical_size, read_geometry(str(case.image)).canonical_spacing
+    )
+    assert subject.spatial_shape == tuple(np.ceil(extent))
+    assert np.array_equal(subject.label.affine, subject.image.affine)
+    voxels = np.stack(np.meshgrid(*map(np.arange, subject.spatial_shape), indexing="ij")).reshape(3, -1).T
+    points = voxels @ subject.image.affine[:3, :3].T + subject.image.affine[:3, 3]
+    expected = (points @ [-1.0, -2.0, 3.0]).reshape(subject.spatial_shape)
+    inside = (slice(4, -4),) * 3
+    np.testing.assert_allclose(subject.image.numpy()[0][inside], expected[inside], atol=1e-3)
+    truth = (expected > low) & (expected < high)
+    clear = np.minimum(np.abs(expected - low), np.abs(expected - high))[inside] > 5  # less than a voxel of the file
+    assert clear.mean() > 0.3 and 0.1 < truth[inside].mean() < 0.9
+    assert np.array_equal(subject.label.numpy()[0][inside][clear], truth[inside][clear])
+
+
 def test_header_rounding_between_image_and_label_is_forgiven(tmp_path, blob):
     case = write_case(tmp_path, blob)
     label = sitk.ReadImage(case.label)

@@ -4,7 +4,8 @@ import torch
 import torchio as tio
 
 from rare_lightning.data.cache import as_subject
-from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, level_affine, make_pyramid, pad_to_size
+from rare_lightning.data.geometry import level_affine
+from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, make_pyramid, pad_to_size
 
 OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
 

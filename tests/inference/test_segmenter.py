@@ -11,6 +11,7 @@ import rare_lightning
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.pyramid import ToLevelGrid, pad_to_size
+from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
@@ -146,6 +147,20 @@ def test_a_scan_is_prepared_as_it_was_tested(segmenter, phantom, tmp_path, level
     torch.testing.assert_close(
         prepared.image[:, :d, :h, :w], batch["image"][level][0, :, :d, :h, :w], rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_scan_of_another_spacing_is_prepared_as_it_was_trained(segmenter, scan, tmp_path):
+    """Preprocessing brings cases to the base spacing as prediction does."""
+    scan.SetSpacing((1.4, 0.7, 1.2))
+    paths = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    sitk.WriteImage(scan, paths[0])
+    sitk.WriteImage(sitk.Cast(scan > 0, sitk.sitkUInt8), paths[1])
+    subject = segmenter.preprocessing.on_base_grid(Case("scan", *paths))
+    trained_on = segmenter.preprocessing.normalized(subject.image.data)
+    prepared = segmenter.prepare(read_scan(ScanFiles("scan", paths[:1])), "scan", level=0)
+    d, h, w = prepared.size
+    assert subject.spatial_shape == prepared.size
+    torch.testing.assert_close(prepared.image[:, :d, :h, :w], trained_on)
 
 
 def test_spacings_that_headers_round_are_not_resampled(segmenter, scan):

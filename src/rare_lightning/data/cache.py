@@ -18,7 +18,7 @@ from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
 
 FOREGROUND_SAMPLES = 10_000

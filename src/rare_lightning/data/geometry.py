@@ -1,5 +1,6 @@
 """Where the voxels of a scan lie: between a file's own axes and the canonical ones that networks see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -113,3 +114,11 @@ def canonical_geometry(affine: np.ndarray, size: Size3) -> Geometry:
     x, y, z = spacing.tolist()
     direction = (lps[:3, :3] / spacing).flatten().tolist()
     return Geometry(size, (x, y, z), tuple(lps[:3, 3].tolist()), tuple(direction))
+
+
+def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
+    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride (whole or not)."""
+    scaled = affine.copy()
+    scaled[:3, 3] += affine[:3, :3] @ ((np.array(stride) - 1) / 2)
+    scaled[:3, :3] = affine[:3, :3] * np.array(stride)
+    return scaled

@@ -10,7 +10,8 @@ import torch
 import torchio as tio
 from torch import Tensor
 
-from rare_lightning.data.geometry import Spacing, read_geometry
+from rare_lightning.data.geometry import Spacing, level_affine, read_geometry
+from rare_lightning.data.resampling import covering_size, resample, resample_labels
 from rare_lightning.data.task import Case
 from rare_lightning.networks.grids import Size3
 
@@ -51,9 +52,14 @@ class Preprocessing:
         if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
             subject.image.set_data(subject.image.data.float())
         subject = tio.ToCanonical()(subject)
-        if not np.allclose(subject.image.spacing, self.spacing, rtol=1e-3):
-            subject = tio.Resample(self.spacing, antialias=True)(subject)
-        subject.image.set_data(subject.image.data.float())
+        image, label = subject.image, subject.label
+        image.set_data(image.data.float())
+        spacing = image.spacing
+        if not np.allclose(spacing, self.spacing, rtol=1e-3):  # brought there as a scan to its level at inference
+            size = covering_size(image.spatial_shape, spacing, self.spacing)
+            image.set_data(resample(image.data, spacing, self.spacing, size))
+            label.set_data(resample_labels(label.data, spacing, self.spacing, size))
+            image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
         return subject
 
     def normalized(self, data: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchio.transforms.spatial_transform import SpatialTransform
 
+from rare_lightning.data.geometry import level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import seeded
@@ -68,14 +69,6 @@ class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not ann
                 image.set_data(block_average(image.data[None].float(), self.stride)[0])
             image.affine = level_affine(image.affine, self.stride)
         return subject
-
-
-def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
-    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride (whole or not)."""
-    scaled = affine.copy()
-    scaled[:3, 3] += affine[:3, :3] @ ((np.array(stride) - 1) / 2)
-    scaled[:3, :3] = affine[:3, :3] * np.array(stride)
-    return scaled
 
 
 class LevelIntensities:

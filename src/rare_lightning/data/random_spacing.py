@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
 
-from rare_lightning.data.resampling import resample
+from rare_lightning.data.resampling import covering_size, resample
 from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3
 
@@ -51,7 +50,7 @@ class RandomSpacing:
             stride: Of the level, in base voxels.
         """
         spacing = self.draw(stride)
-        size = [ceil(n / s) for n, s in zip(image.shape[1:], spacing, strict=True)]
+        size = covering_size(image.shape[1:], (1, 1, 1), spacing)
         scan = resample(image, (1, 1, 1), spacing, size)
         return resample(scan, spacing, stride, [n // s for n, s in zip(image.shape[1:], stride, strict=True)])
 

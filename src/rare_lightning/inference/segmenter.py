@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.configuration import network_weights, read_checkpoint
-from rare_lightning.data.geometry import Geometry, canonical_geometry
+from rare_lightning.data.geometry import Geometry, canonical_geometry, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import level_affine, pad_to_size
-from rare_lightning.data.resampling import resample, resample_in_slabs
+from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
@@ -171,7 +171,7 @@ class Segmenter:
             chosen = route(spacing, base, self.level_strides, self.strategy, level)
         except ValueError as error:
             raise UserError(str(error)) from error
-        size = _new_size(geometry.canonical_size, spacing, chosen.spacing)
+        size = covering_size(geometry.canonical_size, spacing, chosen.spacing)
         volume = resample(torch.from_numpy(scan.canonical), spacing, chosen.spacing, size)
         image = self.preprocessing.normalized(volume)
         deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
@@ -262,13 +262,13 @@ class Segmenter:
         geometry = prepared.geometry
         if on_base_grid:
             base = self.preprocessing.spacing
-            wanted, spacing = _new_size(geometry.canonical_size, geometry.canonical_spacing, base), base
+            wanted, spacing = covering_size(geometry.canonical_size, geometry.canonical_spacing, base), base
         else:
             wanted, spacing = geometry.canonical_size, geometry.canonical_spacing
         labels = np.empty(wanted, dtype=np.uint8)
         kept = np.empty((len(self.classes), *wanted), dtype=np.float32) if keep_probabilities else None
         counts = np.zeros(len(self.classes), dtype=np.int64)
-        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted):
+        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted, order=1):
             labels[where] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
             if kept is not None:
                 kept[:, where] = slab.cpu().numpy()
@@ -325,9 +325,3 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
         raise UserError(f"{path}: its network cannot be built ({reason(error)})") from error
     facts["answer_grid"] = network.answer_grid
     return network.eval(), facts
-
-
-def _new_size(size: Size3, spacing: Sequence[float], new_spacing: Sequence[float]) -> Size3:
-    """Voxels that cover the same extent; a rest of less than a thousandth of a voxel is rounding in the header."""
-    x, y, z = (max(1, ceil(n * mm / new - 1e-3)) for n, mm, new in zip(size, spacing, new_spacing, strict=True))
-    return x, y, z
