@@ -10,7 +10,8 @@ from rare_lightning.networks.grids import block_average
 def test_without_shares_every_level_is_its_block_average():
     image = torch.randn(2, 16, 24, 8)
     for stride in ((1, 1, 1), (2, 2, 1), (8, 8, 4)):
-        made = RandomSpacing(in_between=0, anisotropic=0)(image, stride)
+        made, octaves = RandomSpacing(in_between=0, anisotropic=0)(image, stride)
+        assert octaves == 0
         torch.testing.assert_close(made, block_average(image[None], stride)[0])
 
 
@@ -34,7 +35,8 @@ def test_a_coarse_axis_loses_detail_and_nothing_moves():
     index = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
     blob = torch.exp(-((index - 15.5) ** 2).sum(dim=0) / 18)[None]
     for _ in range(20):
-        made = RandomSpacing(1, 1)(blob, (2, 2, 2))
+        made, octaves = RandomSpacing(1, 1)(blob, (2, 2, 2))
+        assert 0 < octaves < 1
         assert made.shape == (1, 16, 16, 16)
         assert made.max() < block_average(blob[None], (2, 2, 2)).max()
         # Voxels that do not fit into the volume whole repeat its end, which is dark here.

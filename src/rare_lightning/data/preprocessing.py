@@ -71,11 +71,11 @@ class Preprocessing:
         shifts, scales = zip(*map(self._channel_statistics, data), strict=True)
         return torch.tensor(shifts, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
 
-    def rescaled(self, data: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """``(C, D, H, W)`` less the shift, divided by the scale, and clipped where that belongs to it."""
+    def rescaled(self, data: Tensor, shift: Tensor, scale: Tensor, clip: bool = True) -> Tensor:
+        """``(C, D, H, W)`` less the shift, divided by the scale, and clipped where that belongs to it and is wanted."""
         shift, scale = (values.float().view(-1, 1, 1, 1) for values in (shift, scale))
         normalized = (data - shift) / scale
-        return normalized.clamp(0, 1) if self.normalize == "percentile" else normalized
+        return normalized.clamp(0, 1) if clip and self.normalize == "percentile" else normalized
 
     def _channel_statistics(self, channel: Tensor) -> tuple[float, float]:
         values = channel[self._mask(channel)]

@@ -98,17 +98,21 @@ class LevelIntensities:
         return torch.stack(shifts), torch.stack(scales)
 
     def of_level_0(self, image: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
-        """``(C, D, H, W)`` of a scan, or a part of it, normalised with the statistics of level 0."""
+        """``(C, D, H, W)`` of a scan, or a part of it, with the statistics of level 0, but unclipped."""
         shifts, scales = statistics
-        return self.preprocessing.rescaled(image, shifts[0], scales[0])
+        return self.preprocessing.rescaled(image, shifts[0], scales[0], clip=False)
 
-    def of_level(self, image: Tensor, level: int, statistics: tuple[Tensor, Tensor]) -> Tensor:
-        """The image of a level ``(C, D_l, H_l, W_l)``, made of one with the intensities of level 0."""
-        if level == 0:
-            return image
+    def of_level(self, image: Tensor, level: float, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """The image of a level ``(C, D_l, H_l, W_l)``, made of :meth:`of_level_0`.
+
+        Statistics of a scan between two levels are taken to lie between theirs; below the last one they are its.
+        """
         shifts, scales = statistics
+        lower = int(level)
+        upper = min(lower + 1, len(shifts) - 1)
+        shift, scale = (torch.lerp(values[lower], values[upper], level - lower) for values in statistics)
         # Level 0's undone and the level's own in one.
-        return self.preprocessing.rescaled(image, (shifts[level] - shifts[0]) / scales[0], scales[level] / scales[0])
+        return self.preprocessing.rescaled(image, (shift - shifts[0]) / scales[0], scale / scales[0])
 
 
 def make_pyramid(
@@ -127,10 +131,11 @@ def make_pyramid(
         down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
         # Some transforms change the type of a label map, and only when they are drawn.
         images[level] = down.image.data.float()
+        octaves = 0.0
         if random_spacing != EXACT:
-            images[level] = random_spacing(subject.image.data.float(), stride)
+            images[level], octaves = random_spacing(subject.image.data.float(), stride)
         if intensities is not None:
-            images[level] = intensities.of_level(images[level], level, subject["statistics"])
+            images[level] = intensities.of_level(images[level], level + octaves, subject["statistics"])
         labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 

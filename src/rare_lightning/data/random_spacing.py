@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
 
 import torch
 from torch import Tensor
@@ -42,17 +43,22 @@ class RandomSpacing:
             factors[int(torch.randint(3, ()))] = 2 ** _uniform()
         return [factor * s for factor, s in zip(factors, stride, strict=True)]
 
-    def __call__(self, image: Tensor, stride: Size3) -> Tensor:
+    def __call__(self, image: Tensor, stride: Size3) -> tuple[Tensor, float]:
         """``(C, D, H, W)`` on the base grid -> the image of a level, ``(C, D_l, H_l, W_l)``.
 
         Args:
             image: Sizes must be multiples of the stride.
             stride: Of the level, in base voxels.
+
+        Returns:
+            The image, and how far the scan's spacing is from the level's: 0 if it is that, 1 if it is twice that.
         """
         spacing = self.draw(stride)
         size = covering_size(image.shape[1:], (1, 1, 1), spacing)
         scan = resample(image, (1, 1, 1), spacing, size)
-        return resample(scan, spacing, stride, [n // s for n, s in zip(image.shape[1:], stride, strict=True)])
+        octaves = sum(log2(mm / s) for mm, s in zip(spacing, stride, strict=True)) / 3
+        level_size = [n // s for n, s in zip(image.shape[1:], stride, strict=True)]
+        return resample(scan, spacing, stride, level_size), octaves
 
 
 EXACT = RandomSpacing()  # the spacings of the levels and no others

@@ -171,9 +171,13 @@ class Segmenter:
             chosen = route(spacing, base, self.level_strides, self.strategy, level)
         except ValueError as error:
             raise UserError(str(error)) from error
-        size = covering_size(geometry.canonical_size, spacing, chosen.spacing)
-        volume = resample(torch.from_numpy(scan.canonical), spacing, chosen.spacing, size)
-        image = self.preprocessing.normalized(volume)
+        # Statistics are of what the scan shows: interpolation draws the border of a brain into the empty space around
+        # it, where training had none.
+        shown = np.maximum(spacing, chosen.spacing).tolist()
+        shown_size, size = (covering_size(geometry.canonical_size, spacing, new) for new in (shown, chosen.spacing))
+        volume = resample(torch.from_numpy(scan.canonical), spacing, shown, shown_size)
+        statistics = self.preprocessing.statistics(volume)
+        image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
         deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
         multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
         return Prepared(pad_to_size(image, round_up(size, multiple)), size, chosen, geometry)
