@@ -13,6 +13,7 @@ from torchio.transforms.spatial_transform import SpatialTransform
 from rare_lightning.data.geometry import level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
+from rare_lightning.data.resampling import largest_share
 from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3, block_average, round_up
 
@@ -33,8 +34,7 @@ def downsample_label(label: Tensor, stride: Size3, method: LabelDownsampling = "
         x, y, z = (s // 2 if method == "nearest" else 0 for s in stride)
         sx, sy, sz = stride
         return label[:, x::sx, y::sy, z::sz].contiguous()
-    classes = torch.arange(int(label.max()) + 1).view(-1, 1, 1, 1)
-    return block_average((label == classes).float()[None], stride).argmax(dim=1).to(label.dtype)
+    return largest_share(label, lambda mask: block_average(mask[None], stride)[0])
 
 
 class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not annotated

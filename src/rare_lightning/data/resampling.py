@@ -1,6 +1,6 @@
 """Resampling between grids that share their axes and their first corner, separably and in slabs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Literal
 
@@ -76,13 +76,23 @@ def resample(
 def resample_labels(
     labels: Tensor, spacing: Sequence[float], new_spacing: Sequence[float], new_size: Sequence[int]
 ) -> Tensor:
-    """:func:`resample` for classes ``(1, D, H, W)``: the one with the largest share, the lowest of equals."""
-    largest = torch.zeros(1, *new_size)
-    winner = torch.zeros(1, *new_size, dtype=labels.dtype)
-    for value in torch.unique(labels).tolist():  # one at a time: volumes are large, and some tasks have many classes
-        share = resample((labels == value).float(), spacing, new_spacing, new_size, order=1)
+    """:func:`resample` for classes ``(1, D, H, W)``, each voxel to the one with the largest share."""
+    return largest_share(labels, lambda mask: resample(mask, spacing, new_spacing, new_size, order=1))
+
+
+def largest_share(labels: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
+    """Bring classes ``(1, D, H, W)`` to another grid by their shares of its voxels; of equals, the lowest.
+
+    Args:
+        labels: Class indices.
+        bring: A class's mask ``(1, D, H, W)``, as float, to its share of each voxel of the other grid.
+    """
+    largest = bring((labels == 0).float())
+    winner = torch.zeros_like(largest, dtype=labels.dtype)
+    for value in range(1, int(labels.max()) + 1):  # one at a time: some tasks have a hundred, and volumes are large
+        share = bring((labels == value).float())
         winner[share > largest] = value
-        torch.maximum(largest, share, out=largest)
+        largest = torch.maximum(largest, share)
     return winner
 
 
