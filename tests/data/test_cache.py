@@ -58,6 +58,10 @@ def test_a_failure_leaves_nothing_behind(case, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_others_may_read_an_entry(case, tmp_path):
+    assert write_cached(case, SETTINGS, tmp_path).folder.stat().st_mode & 0o055 == 0o055
+
+
 def test_a_lost_race_uses_the_entry_of_the_winner(case, tmp_path):
     first = write_cached(case, SETTINGS, tmp_path)
     before = os.stat(first.folder / "image.npy").st_ino

@@ -4,12 +4,14 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import torchio as tio
 
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.cache import find_cached
 from rare_lightning.data.random_spacing import RandomSpacing
+from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import block_average
 
@@ -68,7 +70,19 @@ def test_without_a_patch_size_training_cases_are_whole(phantom):
         assert all(e % 8 == 0 and 0 <= e - n < 8 for e, n in zip(extent, largest, strict=True))
 
 
-def test_base_spacing_is_the_median_of_the_training_cases(phantom):
+def test_all_folds_have_one_base_spacing(phantom, tmp_path):
+    root = tmp_path / "task"
+    shutil.copytree(phantom, root)
+    for i, case in enumerate(read_task(root).cases):
+        for path in (case.image, case.label):
+            image = sitk.ReadImage(path)
+            image.SetSpacing((1 + i / 10, 1, 1))
+            sitk.WriteImage(image, path)
+    spacings = {make(root, fold=fold, folds=3).preprocessing.spacing for fold in range(3)}
+    assert len(spacings) == 1
+
+
+def test_base_spacing_is_that_of_the_cases_or_the_given_one(phantom):
     assert make(phantom).preprocessing.spacing == pytest.approx((1, 1, 1))
     data = make(phantom, spacing=[2.0, 2.0, 1.5])
     data.prepare_data()
@@ -151,6 +165,9 @@ def test_an_emptied_cache_is_filled_again(phantom, tmp_path):
         ({"patch_size": [16, 16, 20]}, r"three multiples of \[8, 8, 8\]"),
         ({"spacing": [1.0, 1.0]}, "three positive numbers"),
         ({"spacing": [1.0, 1.0, 0.0]}, "three positive numbers"),
+        ({"spacing": [1.0, 1.0, float("nan")]}, "three positive numbers"),
+        ({"levels": -1}, r"data.levels \(-1\) must be 0 or more"),
+        ({"foreground_fraction": 2.0}, r"data.foreground_fraction \(2.0\) must be a share"),
         ({"batch_size": 9}, "an epoch of 2 patches is less than a step of 1 x 9: lower data.batch_size"),
         ({"root": "/nowhere"}, "dataset.json: not found"),
     ],

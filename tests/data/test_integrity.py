@@ -55,6 +55,12 @@ def claim(path, size):
     path.write_bytes(gzip.compress(bytes(content)))
 
 
+def scale_pixdim(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[80:84] = np.float32(2).tobytes()  # pixdim[1], beside an sform of 1 mm
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 BREAKAGES = {
     "missing image": (lambda c: c.image.unlink(), "imagesTr.*: file not found"),
     "missing label": (lambda c: c.label.unlink(), "labelsTr.*: file not found"),
@@ -83,6 +89,7 @@ BREAKAGES = {
         lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.label)] * 3), c.label),
         "3 channels, a label map has 1",
     ),
+    "two spacings": (lambda c: scale_pixdim(c.image), r"spacing is 2x1x1 mm by pixdim and 1x1x1 mm by its affine"),
     "a single slice": (
         lambda c: [edit(path, lambda a: a[:1]) for path in (c.image, c.label)],
         "is not a 3D volume",

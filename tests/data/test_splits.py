@@ -64,6 +64,12 @@ def test_nnunet_splits_leave_the_rest_for_the_test(tmp_path):
     assert split.test == tuple(IDS[15:])
 
 
+def test_no_fold_is_counted_from_the_end(tmp_path):
+    path = write(tmp_path / "s.json", [{"train": IDS[:3], "val": IDS[3:]}])
+    with pytest.raises(UserError, match=r"data.fold \(-1\) must be >= 0"):
+        read_split(path, -1, IDS)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -55,6 +55,8 @@ def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
         ({"modality": None}, "not a Decathlon dataset.json .*channel_names"),
         ({"training": [{"image": "a.nii"}]}, "not a Decathlon dataset.json .*label"),
         ({"training": []}, "lists no cases"),
+        ({"labels": {"0": "background", "1": "x", "2": "x"}}, "two classes are called x"),
+        ({"labels": {str(value): str(value) for value in range(256)}}, "256 classes are more than the 255"),
     ],
 )
 def test_a_wrong_description_is_refused_with_the_rule(tmp_path, changes, message):

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from rare_lightning.data.geometry import Spacing
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
+from rare_lightning.files import appearing
 
 FORMAT_VERSION = 3
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
@@ -105,21 +104,16 @@ def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> Ca
 
 def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase:
     """Preprocess a case into the cache. Safe when several processes do so at once: an entry is renamed into place."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
     folder = cache_dir / cache_key(case, preprocessing)
-    scratch = Path(tempfile.mkdtemp(dir=cache_dir, prefix="writing-"))
     try:
-        # TorchIO draws a number before every transform: a run must not depend on what was cached before.
-        with torch.random.fork_rng(devices=[]):
-            subject = preprocessing.on_base_grid(case)
-        _save(subject, case, scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # not another process that was faster
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with appearing(folder) as scratch:
+            # TorchIO draws a number before every transform: a run must not depend on what was cached before.
+            with torch.random.fork_rng(devices=[]):
+                subject = preprocessing.on_base_grid(case)
+            _save(subject, case, scratch)
+    except OSError:
+        if not folder.is_dir():  # not another process that was faster
+            raise
     return CachedCase(case.case_id, folder)
 
 

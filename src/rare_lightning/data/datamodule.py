@@ -1,6 +1,7 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class DecathlonDataModule(L.LightningDataModule):
         levels: Highest resolution level.
         depth: Down-samplings of the network.
         strides: Per-axis stride of each down-sampling: one number, or ``depth`` triples.
-        spacing: Base spacing in mm along (right, anterior, superior); the median of the training cases if None.
+        spacing: Base spacing in mm along (right, anterior, superior); the median of the cases that train and validate
+            if None.
         normalize: ``zscore`` or ``percentile``, per case and channel.
         foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
         label_downsampling: ``majority``, ``nearest``, or ``corner``, the published code's shifted labels, to show their
@@ -92,12 +94,15 @@ class DecathlonDataModule(L.LightningDataModule):
         self.save_hyperparameters(logger=False)
         keep_plain_hyperparameters(self)
         for name, value, least in (
+            ("levels", levels, 0),
             ("batch_size", batch_size, 1),
             ("patches_per_case", patches_per_case, 1),
             ("num_workers", num_workers, 0),
         ):
             if value < least:
                 raise UserError(f"data.{name} ({value}) must be {least} or more")
+        if not 0 <= foreground_fraction <= 1:
+            raise UserError(f"data.foreground_fraction ({foreground_fraction}) must be a share between 0 and 1")
         self.root = root
         stages = stage_strides(depth, strides)
         self.strides = [level_stride(stages, level) for level in range(levels + 1)]
@@ -123,10 +128,12 @@ class DecathlonDataModule(L.LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Deterministic preprocessing; its base spacing is read from the training cases' headers if not given."""
+        """Deterministic preprocessing; its base spacing is read from headers if not given."""
         if self._preprocessing is None:
-            spacing = median_spacing(self._cases(self.split.train)) if self.spacing is None else tuple(self.spacing)
-            if len(spacing) != 3 or min(spacing) <= 0:
+            # Of training and validation, which together are the same in all folds: their networks answer as one.
+            known = [*self.split.train, *self.split.val]
+            spacing = median_spacing(self._cases(known)) if self.spacing is None else tuple(self.spacing)
+            if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
                 raise UserError(f"data.spacing must be three positive numbers of mm: {list(spacing)}")
             self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
         return self._preprocessing

@@ -8,7 +8,7 @@ import numpy as np
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
-from rare_lightning.data.voxels import is_nifti, read_nifti, reason
+from rare_lightning.data.voxels import is_nifti, read_nifti, reason, spacing_problem
 from rare_lightning.errors import UserError
 
 GEOMETRY_TOLERANCE = 1e-3
@@ -19,8 +19,8 @@ def find_problems(case: Case, task: Task) -> list[str]:
     """One line for each problem of a case; empty if it can be used.
 
     Found: missing or unreadable files (truncated ones among them, and headers that claim other sizes), shapes, spacings
-    or affines that differ between image and label, NaN or infinite voxels, voxels that not every reader sees alike,
-    constant channels, a wrong number of channels, unknown label values, a label in place of its image.
+    or affines that differ between image and label, NaN or infinite voxels, voxels and spacings that not every reader
+    sees alike, constant channels, a wrong number of channels, unknown label values, a label in place of its image.
     """
     problems = []
     loaded = []
@@ -47,6 +47,9 @@ def find_problems(case: Case, task: Task) -> list[str]:
         problems.append(f"{case.image}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
     elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
         problems.append(f"{case.image}: image and label lie at different places (their affines differ)")
+    for path in (case.image, case.label):
+        if is_nifti(path) and (problem := spacing_problem(path)):
+            problems.append(f"{path}: {problem}")
     if min(image.spatial_shape) < 2:
         problems.append(f"{case.image}: shape {image.spatial_shape} is not a 3D volume")
     if abs(np.linalg.det(image.affine)) < 1e-9 or not np.isfinite(image.affine).all():

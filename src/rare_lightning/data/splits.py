@@ -67,6 +67,8 @@ def read_split(path: Path | str, fold: int, case_ids: Iterable[str]) -> Split:
         UserError: If the file is not of that form, or names unknown cases, or one case in two roles.
     """
     known = set(case_ids)
+    if fold < 0:
+        raise UserError(f"data.fold ({fold}) must be >= 0")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         entry = content if isinstance(content, dict) else content[fold]

@@ -1,6 +1,7 @@
 """A Medical Segmentation Decathlon task, as its ``dataset.json`` describes it (http://medicaldecathlon.com)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def read_task(root: Path | str) -> Task:
 
     Raises:
         UserError: If there is no readable ``dataset.json`` with channels, labels and cases, or the label values are
-            not 0, 1, 2, ...
+            not 0, 1, 2, ..., or two classes share a name.
     """
     root = Path(root).expanduser()
     path = root / "dataset.json"
@@ -78,6 +79,7 @@ def read_task(root: Path | str) -> Task:
             f"{path}: label values {sorted(names)} are not 0, 1, 2, ... without gaps. Renumber the label maps and "
             f"write 'labels': {json.dumps(renumbered)}"
         )
+    check_class_names(list(names.values()), path)
     if not cases:
         raise UserError(f"{path}: 'training' lists no cases. Labelled cases are needed for training and testing.")
     return Task(
@@ -87,6 +89,18 @@ def read_task(root: Path | str) -> Task:
         classes=tuple(names[value] for value in sorted(names)),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
     )
+
+
+def check_class_names(names: Sequence[str], source: Path | str) -> None:
+    """Scores are kept by class name, and label maps hold a byte per voxel.
+
+    Raises:
+        UserError: If a name is given twice, or there are more than 255.
+    """
+    if len(names) > 255:
+        raise UserError(f"{source}: {len(names)} classes are more than the 255 that a label map can hold here")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{source}: two classes are called {', '.join(twice)}; give each a name of its own")
 
 
 def _read_case(root: Path, entry: dict[str, str]) -> Case:

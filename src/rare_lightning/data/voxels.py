@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 NIFTI = (".nii.gz", ".nii")
 
@@ -36,6 +37,20 @@ def read_nifti(path: Path) -> np.ndarray:
         raise ValueError(f"its header describes {described} bytes, it holds {more}")
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 becomes infinite
         return image.get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
+
+
+def spacing_problem(path: Path) -> str | None:
+    """What is wrong with a NIfTI header that gives two spacings, of which readers take one or the other; None if none.
+
+    Raises:
+        Exception: Whatever nibabel raises at broken bytes.
+    """
+    header = nib.load(path).header
+    given, by_affine = header.get_zooms()[:3], voxel_sizes(header.get_best_affine())
+    if np.allclose(given, by_affine, rtol=1e-3):
+        return None
+    pixdim, affine = ("x".join(f"{mm:g}" for mm in spacing) for spacing in (given, by_affine))
+    return f"its spacing is {pixdim} mm by pixdim and {affine} mm by its affine; save it with the true one"
 
 
 def reason(error: Exception) -> str:
