@@ -26,7 +26,8 @@ def write(image, path):
     return path
 
 
-def write_dicom(image, folder):
+def write_dicom(image, folder, shift=(0.0, 0.0, 0.0)):
+    """A file per slice, each shifted against the one before it."""
     folder.mkdir()
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -39,7 +40,7 @@ def write_dicom(image, folder):
             "0020|000d": "1.2.826.0.1.3680043.2.1125.2",
             "0020|0013": str(i),
             "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{i}",
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, i)))),
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, i)) + i * np.array(shift))),
             "0020|0037": "\\".join(str(direction[k]) for k in (0, 3, 6, 1, 4, 7)),
             "0018|0050": str(image.GetSpacing()[2]),
         }
@@ -175,3 +176,19 @@ def test_a_dicom_series_with_a_missing_slice_is_refused(image, tmp_path):
     (folder / "2.dcm").unlink()
     with pytest.raises(UserError, match="not equally spaced"):
         read_scan(find_scans([str(folder)])[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_dicom_series_of_a_tilted_gantry_is_refused(image, axis, tmp_path):
+    along = np.array(image.GetDirection()).reshape(3, 3)[:, axis]
+    read_scan(find_scans([str(write_dicom(image, tmp_path / "rounded", 0.01 * along))])[0])
+    folder = write_dicom(image, tmp_path / "tilted", 0.3 * along)
+    with pytest.raises(UserError, match=r"/tilted: its slices shift sideways, by up to 1\.2 mm.*dcm2niix"):
+        read_scan(find_scans([str(folder)])[0])
+
+
+def test_a_dicom_file_of_many_frames_is_a_scan(image, tmp_path):
+    write(sitk.Cast(image, sitk.sitkUInt16), tmp_path / "frames" / "1.dcm")
+    scan = read_scan(find_scans([str(tmp_path / "frames")])[0])
+    assert np.array_equal(scan.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+    assert scan.geometry.spacing == image.GetSpacing()

@@ -257,16 +257,27 @@ def _read_series(folder: Path) -> sitk.Image:
     series = _series_in(folder)
     if len(series) != 1:
         raise UserError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    if len(files) == 1:  # which may hold many frames
+        return sitk.ReadImage(files[0])
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
-    # ITK lays the slices at equal distances, and only warns where one is missing.
+    # ITK lays the slices above one another at equal distances, and only warns where one is missing.
     normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
-    positions = [reader.GetMetaData(i, IMAGE_POSITION).split("\\") for i in range(image.GetDepth())]
-    steps = np.diff(np.array(positions, dtype=float) @ normal)
-    if len(steps) and not np.allclose(steps, np.median(steps), rtol=0.01, atol=0.01):
+    positions = np.array([reader.GetMetaData(i, IMAGE_POSITION).split("\\") for i in range(len(files))], dtype=float)
+    heights = positions @ normal
+    steps = np.diff(heights)
+    if not np.allclose(steps, np.median(steps), rtol=0.01, atol=0.01):
         raise UserError(f"{folder}: its slices are not equally spaced ({steps.min():g} to {steps.max():g} mm apart)")
+    beside = positions - np.outer(heights, normal)
+    shift = np.linalg.norm(beside - beside[0], axis=1).max()
+    if shift > min(image.GetSpacing()[:2]) / 2:
+        raise UserError(
+            f"{folder}: its slices shift sideways, by up to {shift:.1f} mm, as with a tilted gantry; convert it by "
+            "dcm2niix, which straightens them"
+        )
     return image
 
 
