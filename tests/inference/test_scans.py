@@ -84,7 +84,7 @@ def test_a_dicom_series_is_a_scan(image, tmp_path):
 def test_sform_and_qform_stay_to_the_last_bit(tmp_path):
     affine = np.diag([-0.7, 0.9, 2.2, 1.0])
     nifti = nib.Nifti1Image(np.ones((4, 5, 6), "f4"), affine)
-    nifti.set_qform(np.diag([1.0, 1.0, 2.0, 1.0]), 1)
+    nifti.set_qform(np.diag([0.7, -0.9, 2.2, 1.0]), 1)
     nifti.set_sform(affine, 4)
     nifti.to_filename(tmp_path / "a.nii.gz")
     scan = read_scan(find_scans([str(tmp_path / "a.nii.gz")])[0])
@@ -92,6 +92,14 @@ def test_sform_and_qform_stay_to_the_last_bit(tmp_path):
     one, other = (nib.load(tmp_path / f"{name}.nii.gz").header for name in "ab")
     for part in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim"):
         assert np.array_equal(one[part], other[part])
+
+
+def test_voxels_may_be_given_in_micrometres(image, tmp_path):
+    nifti = nib.load(write(image, tmp_path / "a.nii"))
+    nifti = nib.Nifti1Image(nifti.get_fdata(), nifti.affine @ np.diag([1000, 1000, 1000, 1]))
+    nifti.header.set_xyzt_units("micron")
+    nifti.to_filename(tmp_path / "a.nii")
+    assert read_scan(find_scans([str(tmp_path / "a.nii")])[0]).geometry.spacing == pytest.approx(image.GetSpacing())
 
 
 def test_channels_come_from_4d_files_vectors_and_numbered_files(image, tmp_path):
@@ -156,6 +164,7 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
     other = sitk.Image(image)
     other.SetOrigin((0, 0, 0))
     write(other, tmp_path / "b.nii.gz")
+    (tmp_path / "sizes.nii").write_bytes(whole[:88] + np.float32(2).tobytes() + whole[92:])  # pixdim of the last axis
     for files, message in (
         (["cut.nii.gz"], "cannot be read"),
         (["short.nii"], "cannot be read"),
@@ -164,6 +173,7 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         (["nan.nii.gz"], "NaN or infinite"),
         (["a.nii.gz", "nan.nii.gz"], r"/nan\.nii\.gz: holds NaN"),
         (["gone.nii.gz"], "no such file"),
+        (["sizes.nii"], "its voxels are of 0.5x1.25x2 by pixdim and of 0.5x1.25x3 by sform"),
         (["a.nii.gz", "b.nii.gz"], "lies on another grid"),
     ):
         with pytest.raises(UserError, match=message) as caught:

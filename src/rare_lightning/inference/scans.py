@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
 
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason
@@ -102,8 +103,8 @@ def read_scan(scan: ScanFiles) -> Scan:
     """Read all channels of a scan.
 
     Raises:
-        UserError: If a file cannot be read, is not a 3D scan, holds voxels that are not finite, or lies on another
-            grid than the first.
+        UserError: If a file cannot be read, is not a 3D scan, holds voxels that are not finite, gives them two sizes,
+            or lies on another grid than the first.
     """
     channels: list[np.ndarray] = []
     grids: list[Geometry] = []
@@ -221,10 +222,11 @@ def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
         raise UserError(f"{path}: no such file")
     try:
         if is_nifti(path):
+            volumes = _nifti_channels(path)
             header = sitk.ImageFileReader()
             header.SetFileName(str(path))
             header.ReadImageInformation()
-            return _nifti_channels(path), Geometry.of(header)
+            return volumes, Geometry.of(header)
         image = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
         volumes = channels_of(image, str(path))
         return volumes, Geometry.of(image)
@@ -240,6 +242,11 @@ def _nifti_channels(path: Path) -> list[np.ndarray]:
         array = array[:, :, :, 0]
     if array.ndim not in (3, 4) or min(array.shape[:3]) < 1:
         raise UserError(f"{path}: has shape {array.shape}; a 3D scan, or 4D with channels, is needed")
+    image = nib.load(path)
+    sizes = image.header.get_zooms()[:3], voxel_sizes(image.affine)
+    if not np.allclose(*sizes, rtol=1e-3, atol=0):  # ITK would go by pixdim, and nibabel by sform
+        pixdim, sform = ("x".join(f"{mm:.4g}" for mm in size) for size in sizes)
+        raise UserError(f"{path}: its voxels are of {pixdim} by pixdim and of {sform} by sform; set both to the truth")
     return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
 
