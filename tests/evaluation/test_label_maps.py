@@ -83,6 +83,13 @@ def test_beyond_the_prediction_is_background(folders, truth):
     assert [float(row["dice"]) for row in scores(folders) if row["case"] == "a"] == pytest.approx([2 / 3] * 2, abs=1e-6)
 
 
+def test_numbered_names_are_cases_and_no_channels(folders):
+    for path in [*(folders / "labels").iterdir(), *(folders / "predictions").iterdir()]:
+        path.rename(path.with_name({"a": "case_0000", "b": "case_0001"}[path.name[0]] + ".nii.gz"))
+    assert evaluate(folders) == 0
+    assert {row["case"] for row in scores(folders)} == {"case_0000", "case_0001"}
+
+
 def test_folders_are_levels(folders):
     (folders / "labels" / "unseen.nii.gz").write_bytes(b"never read")
     assert (

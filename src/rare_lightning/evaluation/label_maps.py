@@ -31,8 +31,8 @@ def score_label_maps(
     Raises:
         UserError: If a prediction has no label, lies elsewhere, or either holds something else than classes.
     """
-    truths = {scan.name: scan for scan in find_scans([str(labels)])}
-    found = {scan.name: scan for scan in find_scans([str(predictions)])}
+    truths = {scan.name: scan for scan in find_scans([str(labels)], numbered_channels=False)}
+    found = {scan.name: scan for scan in find_scans([str(predictions)], numbered_channels=False)}
     # What rare predict --probabilities writes beside its label maps.
     wanted = {n: scan for n, scan in found.items() if n.removesuffix("_probabilities") not in found.keys() - {n}}
     if unknown := sorted(wanted.keys() - truths.keys()):

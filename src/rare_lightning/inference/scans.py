@@ -64,12 +64,16 @@ def suffix_of(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
-def find_scans(inputs: Sequence[str]) -> list[ScanFiles]:
+def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[ScanFiles]:
     """Scans of files, folders of files, DICOM folders, globs and CSV lists, sorted by name.
 
-    Files of a folder that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ... (nnU-Net's way) are the channels
-    of one scan. A CSV list has a header and one scan per line: ``image[,image2,...]``, one column per channel, and
-    paths relative to the list.
+    A CSV list has a header and one scan per line: ``image[,image2,...]``, one column per channel, and paths relative
+    to the list.
+
+    Args:
+        inputs: Any of these.
+        numbered_channels: Files of a folder that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ... (nnU-Net's
+            way) are the channels of one scan; else a scan each.
 
     Raises:
         UserError: If nothing is found, or two scans would get answers of the same name.
@@ -78,14 +82,14 @@ def find_scans(inputs: Sequence[str]) -> list[ScanFiles]:
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
-            scans += _in_folder(path)
+            scans += _in_folder(path, numbered_channels)
         elif path.suffix.lower() == ".csv":
             scans += _in_list(path)
         elif path.is_file():
             scans.append(_single(path))
         elif matches := sorted(glob.glob(str(path), recursive=True)):
             for match in map(Path, matches):
-                scans += _in_folder(match) if match.is_dir() else [_single(match)]
+                scans += _in_folder(match, numbered_channels) if match.is_dir() else [_single(match)]
         else:
             raise UserError(f"{text}: no such file, folder or pattern")
     by_name: dict[str, ScanFiles] = {}
@@ -177,7 +181,7 @@ def _single(path: Path) -> ScanFiles:
     return ScanFiles(path.name[: -len(suffix)], (path,))
 
 
-def _in_folder(folder: Path) -> list[ScanFiles]:
+def _in_folder(folder: Path, numbered_channels: bool) -> list[ScanFiles]:
     try:
         # macOS leaves ._NAME beside NAME.
         inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -189,6 +193,8 @@ def _in_folder(folder: Path) -> list[ScanFiles]:
     scans = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]
     if not files and not scans:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series that can be read")
+    if not numbered_channels:
+        return scans + [_single(path) for path in files]
     groups: dict[str, list[Path]] = {}
     for path in files:
         name = _single(path).name
