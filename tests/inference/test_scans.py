@@ -112,8 +112,8 @@ def test_channels_come_from_4d_files_vectors_and_numbered_files(image, tmp_path)
     for scan in scans:
         assert scan.array.shape == (2, 7, 6, 5)
         assert np.array_equal(scan.array, scans[0].array)
-    (tmp_path / "list.csv").write_text("image,image2\none/a_0000.nii.gz,one/a_0001.nii.gz\n")
-    (listed,) = find_scans([str(tmp_path / "list.csv")])
+    (tmp_path / "list.csv").write_text("image,image2,image3\none/a_0000.nii.gz,one/a_0001.nii.gz,\n")
+    (listed,) = find_scans([str(tmp_path / "list.csv")])  # of three columns, the last unused
     assert np.array_equal(read_scan(listed).array, scans[0].array)
 
 
@@ -139,6 +139,7 @@ def test_what_cannot_be_found_is_said(image, tmp_path):
     write(image, tmp_path / "x" / "a.nii.gz")
     write(image, tmp_path / "y" / "a.mha")
     (tmp_path / "list.csv").write_text("scan\nx/a.nii.gz\n")
+    (tmp_path / "blank.csv").write_text("image,image2,image3\nx/a.nii.gz,,y/a.mha\n")
     (tmp_path / "notes.txt").write_text("no image")
     for inputs, message in (
         (["empty"], "holds no images"),
@@ -146,6 +147,7 @@ def test_what_cannot_be_found_is_said(image, tmp_path):
         (["nothing"], "no such file, folder or pattern"),
         (["x", "y"], "would both be answered as a"),
         (["list.csv"], r"needs the header image\[,image2,...\]"),
+        (["blank.csv"], "blank.csv: x/a.nii.gz,,y/a.mha has a blank between its channels"),
         (["notes.txt"], "not an image of a known format"),
     ):
         with pytest.raises(UserError, match=message):

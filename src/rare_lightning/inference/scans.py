@@ -76,7 +76,7 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[Sc
             way) are the channels of one scan; else a scan each.
 
     Raises:
-        UserError: If nothing is found, or two scans would get answers of the same name.
+        UserError: If nothing is found, a list leaves a channel out, or two scans would get answers of the same name.
     """
     scans: list[ScanFiles] = []
     for text in inputs:
@@ -217,7 +217,12 @@ def _in_list(path: Path) -> list[ScanFiles]:
         raise UserError(f"{path}: a CSV list needs the header image[,image2,...] and a line per scan")
     scans = []
     for line in lines:
-        paths = tuple(path.parent / Path(cell.strip()).expanduser() for cell in line if cell.strip())
+        cells = [cell.strip() for cell in line]
+        while not cells[-1]:  # fewer channels than columns
+            cells.pop()
+        if not all(cells):
+            raise UserError(f"{path}: {','.join(line)} has a blank between its channels; name a file in every column")
+        paths = tuple(path.parent / Path(cell).expanduser() for cell in cells)
         scans.append(ScanFiles(paths[0].name if paths[0].is_dir() else _single(paths[0]).name, paths))
     return scans
 
