@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,21 +92,31 @@ def test_numbered_names_are_cases_and_no_channels(folders):
 
 
 def test_folders_are_levels(folders):
-    (folders / "labels" / "unseen.nii.gz").write_bytes(b"never read")
-    assert (
-        evaluate(
-            folders,
-            "--classes",
-            "[left, right]",
-            predictions=("predictions", "labels"),
-        )
-        == 1
-    )
-    (folders / "labels" / "unseen.nii.gz").unlink()
     assert evaluate(folders, predictions=("predictions", "labels")) == 0
     assert {row["level"] for row in scores(folders)} == {"0", "1"}
     assert evaluate(folders, "--classes", "[left, right]", "--levels", "[2]") == 0
     assert {row["level"] for row in scores(folders)} == {"2"}
+
+
+def test_labels_without_a_prediction_are_counted_and_said(folders, capsys):
+    assert evaluate(folders) == 0
+    assert "no prediction" not in capsys.readouterr().out
+    assert json.loads((folders / "out" / "summary.json").read_text())["labels_without_prediction"] == 0
+    for case in "cdef":
+        (folders / "labels" / f"{case}.nii.gz").write_bytes(b"never read")
+    assert evaluate(folders) == 0
+    assert "4 of 6 labels have no prediction and are not scored: c, d, e, ... (4 in all)\n" in capsys.readouterr().out
+    summary = json.loads((folders / "out" / "summary.json").read_text())
+    assert (summary["cases"], summary["labels_without_prediction"]) == (2, 4)
+
+
+def test_levels_of_different_cases_are_refused(folders, capsys):
+    shutil.copytree(folders / "predictions", folders / "coarse")
+    (folders / "coarse" / "b.nii.gz").unlink()
+    for order in (("predictions", "coarse"), ("coarse", "predictions")):
+        assert evaluate(folders, predictions=order) == 1
+        assert f"{folders / 'coarse'}: lacks b, which another folder" in capsys.readouterr().err
+    assert not (folders / "out").exists()
 
 
 def test_a_task_names_the_classes(phantom, tmp_path):

@@ -17,7 +17,7 @@ from rare_lightning.evaluation.comparison_report import write_comparison
 from rare_lightning.evaluation.figures import plot_dice_by_resolution
 from rare_lightning.evaluation.label_maps import score_label_maps
 from rare_lightning.evaluation.methods import read_methods
-from rare_lightning.evaluation.tables import terminal_table, write_scores
+from rare_lightning.evaluation.tables import few, terminal_table, write_scores
 from rare_lightning.inference import Segmenter
 from rare_lightning.inference.forward_times import time_forwards
 
@@ -34,14 +34,14 @@ def evaluate(
 
     Args:
         predictions: Folders of label maps, named as the labels are; one folder for each level of scans.
-        labels: Folder of full-resolution labels, or a Decathlon task.
+        labels: Folder of full-resolution labels, or a Decathlon task; there may be more than were predicted.
         output: Folder for cases.csv, summary.json and dice_by_resolution.png.
         levels: Level of the scans of each folder; 0, 1, ... by default.
         classes: Names of the values 1, 2, ...; those of the task's dataset.json by default.
         nsd_tolerance_mm: Surface distance that NSD forgives, in mm.
 
     Raises:
-        UserError: If a label map has no label, or is not one of these classes.
+        UserError: If a label map has no label, or is not one of these classes, or folders hold different cases.
     """
     levels = list(range(len(predictions))) if levels is None else levels
     if len(levels) != len(set(levels)) or len(levels) != len(predictions) or min(levels) < 0:
@@ -53,15 +53,16 @@ def evaluate(
     if classes is None and task is None:
         raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
     names = ["background", *classes] if classes is not None else read_task(task or labels).classes
-    rows = [
-        row
-        for level, predicted in zip(levels, predictions, strict=True)
-        for row in score_label_maps(Path(predicted).expanduser(), label_folder, level, names, nsd_tolerance_mm)
-    ]
+    folders = {level: Path(folder).expanduser() for level, folder in zip(levels, predictions, strict=True)}
+    rows, unpredicted = score_label_maps(folders, label_folder, names, nsd_tolerance_mm)
+    protocol = {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}
     with output_folder(output) as folder:
-        summary = write_scores(rows, folder, {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}, None)
+        summary = write_scores(rows, folder, protocol, None, without_prediction=len(unpredicted))
         plot_dice_by_resolution(summary, folder / "dice_by_resolution.png")
     Console().print(terminal_table(summary, "fine"))
+    if unpredicted:
+        labels_found = summary["cases"] + len(unpredicted)
+        print(f"{len(unpredicted)} of {labels_found} labels have no prediction and are not scored: {few(unpredicted)}")
     print(f"Report in {folder}: cases.csv, summary.json, dice_by_resolution.png")
 
 

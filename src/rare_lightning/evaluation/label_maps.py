@@ -1,6 +1,7 @@
 """Scores of label maps in files, whichever tool wrote them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +11,49 @@ import torch
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import Row, score_classes
+from rare_lightning.evaluation.tables import few
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
 
 
 def score_label_maps(
-    predictions: Path, labels: Path, level: int, class_names: Sequence[str], tolerance_mm: float
-) -> list[Row]:
-    """Score every label map of a folder against the label of the same name, as the ``fine`` truth.
+    predictions: Mapping[int, Path], labels: Path, class_names: Sequence[str], tolerance_mm: float
+) -> tuple[list[Row], list[str]]:
+    """Score every label map of some folders against the label of the same name, as the ``fine`` truth.
 
     A prediction on another grid is brought to the label's by the nearest voxel in physical space; beyond its edge is
     background.
 
     Args:
-        predictions: Folder of label maps, of any size, spacing and orientation.
-        labels: Folder of labels; those without a prediction are not scored.
-        level: Level of the scans that were segmented; their spacing is taken from the predictions.
+        predictions: Level of the scans that were segmented -> folder of their label maps, of any size, spacing and
+            orientation, all of the same cases. The level's spacing is taken from them.
+        labels: Folder of labels.
         class_names: Background first.
         tolerance_mm: Of NSD, in mm.
 
+    Returns:
+        The scores, and names of the labels without a prediction, which are not scored.
+
     Raises:
-        UserError: If a prediction has no label, lies elsewhere, or either holds something else than classes.
+        UserError: If a prediction has no label, lies elsewhere, or either holds something else than classes; or if
+            folders hold different cases.
     """
-    truths = {scan.name: scan for scan in find_scans([str(labels)], numbered_channels=False)}
-    found = {scan.name: scan for scan in find_scans([str(predictions)], numbered_channels=False)}
-    # What rare predict --probabilities writes beside its label maps.
-    wanted = {n: scan for n, scan in found.items() if n.removesuffix("_probabilities") not in found.keys() - {n}}
-    if unknown := sorted(wanted.keys() - truths.keys()):
-        raise UserError(
-            f"{predictions}: {len(unknown)} of {len(wanted)} label maps have no label of the same name in {labels}, "
-            f"such as {unknown[0]}"
-        )
+    truths = _label_maps(labels)
+    found = {level: _label_maps(folder) for level, folder in predictions.items()}
+    for folder, scans in zip(predictions.values(), found.values(), strict=True):
+        if unknown := sorted(scans.keys() - truths.keys()):
+            raise UserError(
+                f"{folder}: {len(unknown)} of {len(scans)} label maps have no label of the same name in {labels}, "
+                f"such as {unknown[0]}"
+            )
+    cases = set().union(*found.values())
+    for folder, scans in zip(predictions.values(), found.values(), strict=True):
+        if lacking := sorted(cases - scans.keys()):
+            raise UserError(
+                f"{folder}: lacks {few(lacking)}, which another folder of predictions holds; levels need the same cases"
+            )
     rows = []
-    for name, scan in wanted.items():
+    for level, name in product(found, sorted(cases)):
+        scan = found[level][name]
         prediction, grid = _read_classes(scan, len(class_names))
         truth, true_grid = _read_classes(truths[name], len(class_names))
         brought = _to_grid(prediction, grid, true_grid)
@@ -50,7 +62,13 @@ def score_label_maps(
         pair = torch.from_numpy(brought), torch.from_numpy(truth)
         by_class = score_classes(*pair, true_grid.spacing, class_names, tolerance_mm)
         rows += [Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_class.items()]
-    return rows
+    return rows, sorted(truths.keys() - cases)
+
+
+def _label_maps(folder: Path) -> dict[str, ScanFiles]:
+    """By name, without the probabilities that rare predict writes beside its label maps."""
+    found = {scan.name: scan for scan in find_scans([str(folder)], numbered_channels=False)}
+    return {n: scan for n, scan in found.items() if n.removesuffix("_probabilities") not in found.keys() - {n}}
 
 
 def _read_classes(scan: ScanFiles, classes: int) -> tuple[np.ndarray, Geometry]:

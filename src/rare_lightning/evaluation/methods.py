@@ -1,7 +1,7 @@
 """Tests that ``rare test`` or another program wrote, read to be compared, and refused if they cannot be."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import Row
-from rare_lightning.evaluation.tables import format_spacing, read_cases
+from rare_lightning.evaluation.tables import few, format_spacing, read_cases
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
         raise UserError(f"{path}: has two lines for case {twice[0]}, level {twice[1]}, truth {twice[2]}, {twice[3]}")
     spacings = {(row.level, format_spacing(row.spacing_mm)) for row in rows}
     if len(spacings) > len(levels):
-        raise UserError(f"{path}: a level has several spacings: {_few(f'{lv}: {mm}' for lv, mm in sorted(spacings))}")
+        raise UserError(f"{path}: a level has several spacings: {few(f'{lv}: {mm}' for lv, mm in sorted(spacings))}")
 
 
 def refuse_different(methods: Sequence[Method]) -> None:
@@ -132,7 +132,7 @@ def refuse_different(methods: Sequence[Method]) -> None:
         ):
             if mine != theirs:
                 lacks = [
-                    f"{method.name} lacks {_few(map(str, sorted(missing)))}"
+                    f"{method.name} lacks {few(map(str, sorted(missing)))}"
                     for method, missing in ((other, mine - theirs), (one, theirs - mine))
                     if missing
                 ]
@@ -159,9 +159,3 @@ def refuse_different(methods: Sequence[Method]) -> None:
 def _columns(one: Method, other: Method, column: str) -> tuple[set[Any], set[Any]]:
     mine, theirs = ({getattr(row, column) for row in method.rows} for method in (one, other))
     return mine, theirs
-
-
-def _few(names: Iterable[str]) -> str:
-    """The first three, and how many there are."""
-    every = list(names)
-    return ", ".join(every[:3]) + (f", ... ({len(every)} in all)" if len(every) > 3 else "")

@@ -25,6 +25,12 @@ def format_spacing(spacing: Sequence[float]) -> str:
     return "x".join(f"{round(mm, 3):g}" for mm in spacing)
 
 
+def few(names: Iterable[str]) -> str:
+    """The first three, and how many there are."""
+    every = list(names)
+    return ", ".join(every[:3]) + (f", ... ({len(every)} in all)" if len(every) > 3 else "")
+
+
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
     names = list(rows[0])
@@ -100,6 +106,7 @@ def write_scores(
     protocol: dict[str, Any],
     training: dict[str, Any] | None,
     median_size: list[int] | None = None,
+    without_prediction: int | None = None,
 ) -> dict[str, Any]:
     """Write ``cases.csv`` and ``summary.json``, what every scored method leaves; returns the summary.
 
@@ -109,11 +116,13 @@ def write_scores(
         protocol: What was scored how: ``label_downsampling`` and ``nsd_tolerance_mm``.
         training: How the method was trained, if that is known.
         median_size: Of the scans in voxels of level 0, where there are scans.
+        without_prediction: Number of labels that were not scored since nothing was predicted, where that can be.
     """
     summary = {
         "protocol": protocol,
         **({"median_size": median_size} if median_size is not None else {}),
         **summarize(rows),
+        **({"labels_without_prediction": without_prediction} if without_prediction is not None else {}),
         "test": describe_process(),
         "training": training,
     }
