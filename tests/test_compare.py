@@ -161,6 +161,18 @@ def test_tables_of_other_programs_are_compared_on_what_they_hold(runs, tmp_path)
     )
 
 
+def test_each_case_may_have_a_spacing_of_its_own(tmp_path):
+    """As the scans of a clinic have, and as other programs round it."""
+    runs = [write_run(tmp_path / "a", 0.8), write_run(tmp_path / "b", 0.6, seed=1)]
+    for run, rounded in zip(runs, ("0.977x0.977x5", "0.9765625x0.9765625x5"), strict=True):
+        path = run / "test" / "cases.csv"
+        path.write_text(re.sub(r"(case_0[0-7],1),2x2x2", rf"\1,{rounded}", path.read_text()))
+    code, record = compare(tmp_path / "out", *runs)
+    assert code == 0
+    assert record["levels"] == {"0": "1x1x1", "1": "median 0.977x0.977x5"}
+    assert "levels 0 (1x1x1 mm), 1 (median 0.977x0.977x5 mm)" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_what_either_leaves_undefined_counts_for_neither(tmp_path):
     runs = []
     for name, dice in (("a", "0.500000"), ("b", "0.900000")):
@@ -199,7 +211,7 @@ def test_too_few_cases_are_said_to_tell_nothing(tmp_path):
         ({"cases": 13}, "good lacks case_12. "),
         ({"levels": 3}, "different levels: good lacks 2. To compare them, train both with the same data.levels"),
         ({"classes": ("x", "z")}, "different classes: other lacks y; good lacks z. "),
-        ({"spacing": 0.5}, "level 0 is 1x1x1 mm in good and 0.5x0.5x0.5 mm in other. "),
+        ({"spacing": 0.5}, "case case_00 at level 0 is 1x1x1 mm in good and 0.5x0.5x0.5 mm in other. "),
         ({"protocol": {**PROTOCOL, "nsd_tolerance_mm": 2.0}}, "nsd_tolerance_mm is 1.0 and 2.0. To compare them"),
         ({"protocol": {**PROTOCOL, "label_downsampling": "nearest"}}, "label_downsampling is majority and nearest"),
     ],
@@ -225,7 +237,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, capsys, change, 
         (["good", "twice"], "twice/test/cases.csv: has two lines for case case_11, level 1, truth fine, y"),
         (["good", "wrong"], "wrong/test/cases.csv, line 3: could not convert string to float: 'good'"),
         (["good", "bare"], "bare/test/cases.csv: holds no cases"),
-        (["good", "uneven"], "uneven/test/cases.csv: a level has several spacings: 0: 1x1x1, 0: 1x1x7"),
+        (["good", "uneven"], "uneven/test/cases.csv: case case_00 has several spacings at level 0; a scan has one"),
         (["good", "garbled"], "garbled/test/summary.json: cannot be read"),
         (["good", "list"], "list/test/summary.json: not a summary.json"),
         (["good", "b=good", "--repeats", "0"], "--repeats (0) and --size [] must be positive"),

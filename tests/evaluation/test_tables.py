@@ -54,6 +54,15 @@ def test_undefined_scores_are_counted_and_not_averaged():
     assert level["mean"]["hd95_mm"] == pytest.approx(1.0)
 
 
+def test_where_cases_differ_in_spacing_their_median_is_marked():
+    def spacing(*each):
+        table = [Row(str(i), 0, mm, "fine", "x", Scores(1, 0, 1, 0)) for i, mm in enumerate(each)]
+        return summarize(table)["fine"]["levels"]["0"]["spacing_mm"]
+
+    assert spacing((1.0, 1.0, 3.0), (0.7, 0.7, 5.0), (0.8, 0.8, 2.5)) == "median 0.8x0.8x3"
+    assert spacing((0.977, 0.977, 5.0), (0.9765625, 0.9765625, 5.0)) == "0.977x0.977x5"
+
+
 def test_order_of_rows_changes_nothing():
     shuffled = rows()
     random.Random(0).shuffle(shuffled)

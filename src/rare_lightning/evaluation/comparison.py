@@ -18,6 +18,7 @@ from rare_lightning.evaluation.statistics import (
     paired_test,
     resample_counts,
 )
+from rare_lightning.evaluation.tables import spacing_of
 from rare_lightning.metrics import Scores
 
 MEAN = "mean"  # of the levels, of the classes
@@ -65,7 +66,7 @@ class Comparison:
 
     Attributes:
         cases: Case ids.
-        levels: Level, and ``mean`` at last -> spacing in mm.
+        levels: Level, and ``mean`` at last -> spacing in mm, or its median.
         classes: Foreground classes in the reference's order, and ``mean`` at last if there are several.
         truths: Those that the methods were scored against, ``fine`` last.
         means: By score, method, truth, level and class.
@@ -82,7 +83,8 @@ class Comparison:
         rows = methods[0].rows
         self.cases = sorted({row.case for row in rows})
         self.truths = [truth for truth in TRUTHS if truth in {row.truth for row in rows}]
-        self.levels = {str(level): spacing for level, spacing in sorted(methods[0].spacings.items())}
+        by_level = {level: [row for row in rows if row.level == level] for level in sorted({row.level for row in rows})}
+        self.levels = {str(level): spacing_of(of_level) for level, of_level in by_level.items()}
         classes = list(dict.fromkeys(row.class_name for row in rows))
         keys = list(product(self.names, self.truths, map(int, self.levels), classes, self.cases))
         found = {(m.name, r.truth, r.level, r.class_name, r.case): r.scores for m in methods for r in m.rows}

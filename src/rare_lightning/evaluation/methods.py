@@ -9,7 +9,7 @@ from typing import Any
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import Row
-from rare_lightning.evaluation.tables import few, format_spacing, read_cases
+from rare_lightning.evaluation.tables import few, format_spacing, read_cases, same_spacing
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Method:
         return self.path.with_name("slices.npz")
 
     @property
-    def spacings(self) -> dict[int, str]:
-        """Level -> spacing in mm."""
-        return {row.level: format_spacing(row.spacing_mm) for row in self.rows}
+    def spacings(self) -> dict[tuple[str, int], tuple[float, float, float]]:
+        """Case and level -> spacing in mm."""
+        return {(row.case, row.level): row.spacing_mm for row in self.rows}
 
 
 def read_methods(runs: Sequence[str]) -> list[Method]:
@@ -99,7 +99,7 @@ def _summary_beside(cases: Path) -> dict[str, Any]:
 
 
 def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
-    """Every case must have one line for every level, truth and class, and every level one spacing."""
+    """Every case must have one line for every level, truth and class, and one spacing at every level."""
     if not rows:
         raise UserError(f"{path}: holds no cases")
     keys = [(row.case, row.level, row.truth, row.class_name) for row in rows]
@@ -111,9 +111,10 @@ def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
     if len(seen) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise UserError(f"{path}: has two lines for case {twice[0]}, level {twice[1]}, truth {twice[2]}, {twice[3]}")
-    spacings = {(row.level, format_spacing(row.spacing_mm)) for row in rows}
-    if len(spacings) > len(levels):
-        raise UserError(f"{path}: a level has several spacings: {few(f'{lv}: {mm}' for lv, mm in sorted(spacings))}")
+    spacings = {(row.case, row.level): row.spacing_mm for row in rows}
+    for row in rows:
+        if row.spacing_mm != spacings[row.case, row.level]:
+            raise UserError(f"{path}: case {row.case} has several spacings at level {row.level}; a scan has one")
 
 
 def refuse_different(methods: Sequence[Method]) -> None:
@@ -140,10 +141,12 @@ def refuse_different(methods: Sequence[Method]) -> None:
                     f"{one.name} and {other.name} were tested on different {what}: {'; '.join(lacks)}. To compare "
                     f"them, {advice}"
                 )
-        for level, spacing in one.spacings.items():
-            if spacing != other.spacings[level]:
+        spacings = other.spacings
+        for (case, level), spacing in one.spacings.items():
+            if not same_spacing(spacing, spacings[case, level]):
+                mm, other_mm = format_spacing(spacing), format_spacing(spacings[case, level])
                 raise UserError(
-                    f"level {level} is {spacing} mm in {one.name} and {other.spacings[level]} mm in {other.name}. To "
+                    f"case {case} at level {level} is {mm} mm in {one.name} and {other_mm} mm in {other.name}. To "
                     "compare them, train both with the same data.spacing and data.strides"
                 )
     for one, other in product(methods, repeat=2):  # not only the first's: it may have no summary.json

@@ -5,8 +5,9 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from rich.table import Table
@@ -23,6 +24,19 @@ COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
 def format_spacing(spacing: Sequence[float]) -> str:
     """``(1.0, 1.0, 2.5)`` -> ``1x1x2.5``."""
     return "x".join(f"{round(mm, 3):g}" for mm in spacing)
+
+
+def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two are alike but for what programs and three digits round away."""
+    return all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(one, other, strict=True))
+
+
+def spacing_of(rows: Iterable[Row]) -> str:
+    """Spacing of one level in mm; where its cases differ the median by axis, which is marked as such."""
+    spacings = [row.spacing_mm for row in rows]
+    middle = [median(axis) for axis in zip(*spacings, strict=True)]
+    mark = "" if all(same_spacing(spacing, middle) for spacing in spacings) else "median "
+    return mark + format_spacing(middle)
 
 
 def few(names: Iterable[str]) -> str:
@@ -87,7 +101,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         for level, classes in sorted(grouped.items()):
             by_class = {name: _mean_over_cases(of_class) for name, of_class in classes.items()}
             mean = {score: mean_defined(entry[score] for entry in by_class.values()) for score in Scores._fields}
-            spacing = format_spacing(next(iter(classes.values()))[0].spacing_mm)
+            spacing = spacing_of(chain.from_iterable(classes.values()))
             levels[str(level)] = {"spacing_mm": spacing, "classes": by_class, "mean": mean}
         overall = {score: mean_defined(entry["mean"][score] for entry in levels.values()) for score in Scores._fields}
         summary[truth] = {"levels": levels, "mean": overall}
