@@ -48,3 +48,16 @@ def test_dice_by_resolution_draws_each_class(tmp_path):
     for color in COLORS[:2]:
         rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         assert (np.abs(pixels - rgb).max(-1) < 0.02).sum() > 50
+
+
+def test_levels_of_one_spacing_are_drawn_beside_each_other(tmp_path):
+    """As where a tool brings its answers to low-resolution scans to the full resolution."""
+    for name, spacings in (("same", (1.0, 1.0)), ("other", (1.0, 2.0))):
+        rows = [
+            Row("a", level, (mm,) * 3, "fine", "x", Scores(0.9 - 0.4 * level, 1, 1, 0))
+            for level, mm in enumerate(spacings)
+        ]
+        plot_dice_by_resolution(summarize(rows), tmp_path / f"{name}.png")
+    same, other = (imread(tmp_path / f"{name}.png") for name in ("same", "other"))
+    rows = np.flatnonzero((same != other).any(axis=(1, 2)))
+    assert rows.min() > 0.8 * len(same)  # the tick's label below the axes, and no line

@@ -47,14 +47,13 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
     truths = [truth for truth in TRUTHS if truth in summary]
     for axes, truth in zip(figure.subplots(1, len(truths), sharey=True, squeeze=False)[0], truths, strict=True):
         levels = summary[truth]["levels"]
-        spacings = [entry["spacing_mm"] for entry in levels.values()]
+        places = range(len(levels))  # spacings may be alike, or far apart
         names = list(next(iter(levels.values()))["classes"])
         for name, color in zip(names, COLORS * len(names), strict=False):
-            axes.plot(
-                spacings, [entry["classes"][name]["dice"] for entry in levels.values()], "o-", c=color, label=name
-            )
-        axes.plot(spacings, [entry["mean"]["dice"] for entry in levels.values()], "k--", label="mean")
+            axes.plot(places, [entry["classes"][name]["dice"] for entry in levels.values()], "o-", c=color, label=name)
+        axes.plot(places, [entry["mean"]["dice"] for entry in levels.values()], "k--", label="mean")
         axes.set(title=f"{truth} truth", xlabel="scan spacing (mm)", ylim=(0, 1))
+        axes.set_xticks(places, [entry["spacing_mm"] for entry in levels.values()])
         axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.axes[0].set_ylabel(f"mean Dice of {summary['cases']} cases")
