@@ -161,6 +161,12 @@ def test_tables_of_other_programs_are_compared_on_what_they_hold(runs, tmp_path)
     )
 
 
+def test_what_a_summary_leaves_open_is_not_known(runs, tmp_path):
+    (runs[1] / "test" / "summary.json").write_text('{"protocol": null, "training": null, "median_size": null}')
+    assert compare(tmp_path / "out", *runs)[0] == 0
+    assert "beside the `cases.csv` of poor names a protocol" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_each_case_may_have_a_spacing_of_its_own(tmp_path):
     """As the scans of a clinic have, and as other programs round it."""
     runs = [write_run(tmp_path / "a", 0.8), write_run(tmp_path / "b", 0.6, seed=1)]
@@ -240,12 +246,13 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, capsys, change, 
         (["good", "uneven"], "uneven/test/cases.csv: case case_00 has several spacings at level 0; a scan has one"),
         (["good", "garbled"], "garbled/test/summary.json: cannot be read"),
         (["good", "list"], "list/test/summary.json: not a summary.json"),
+        (["good", "rules"], "rules/test/summary.json: not a summary.json"),
         (["good", "b=good", "--repeats", "0"], "--repeats (0) and --size [] must be positive"),
     ],
 )
 def test_wrong_runs_are_refused_in_a_line(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("good", "short", "twice", "wrong", "bare", "uneven", "garbled", "list"):
+    for name in ("good", "short", "twice", "wrong", "bare", "uneven", "garbled", "list", "rules"):
         write_run(Path(name))
     Path("empty").mkdir()
     for name, change in {
@@ -259,6 +266,7 @@ def test_wrong_runs_are_refused_in_a_line(tmp_path, capsys, monkeypatch, words, 
         path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
     Path("garbled/test/summary.json").write_text("{")
     Path("list/test/summary.json").write_text("[]")
+    Path("rules/test/summary.json").write_text('{"protocol": "mine"}')
     assert compare(Path("out"), *words) == (1, None)
     error = capsys.readouterr().err
     assert message in error

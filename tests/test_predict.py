@@ -49,7 +49,9 @@ def test_loader_processes_change_nothing(checkpoint, folder, tmp_path):
 def test_the_table_leaves_other_files_alone(checkpoint, folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "dataset.json").write_text("[]")
+    for i, text in enumerate(("[]", "{not json", '{"level": 0}', '{"level": 0, "volumes_ml": [1]}', "\x80")):
+        (out / f"{i}.json").write_text(text, encoding="latin-1")
+        (out / f"{i}.nii.gz").write_bytes(b"somebody else's")
     (out / "gone.json").write_text(json.dumps({"volumes_ml": {"Anterior": 1, "Posterior": 1}, "level": 0}))
     assert predict(checkpoint, [folder], out) == 0
     assert [row["case"] for row in volumes(out)] == ["one", "two"]

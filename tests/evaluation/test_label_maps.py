@@ -136,6 +136,8 @@ def test_bad_predictions_are_one_line_and_nothing_is_written(folders, truth, cap
 
     assert "give --classes" in refused("--nsd_tolerance_mm", "2")
     assert "must be one level" in refused("--classes", "[x]", "--levels", "[0, 1]")
+    assert evaluate(folders, "--nsd_tolerance_mm", "-1") == 2
+    assert "nsd_tolerance_mm" in capsys.readouterr().err
     sitk.WriteImage(truth * 7, str(target))
     assert "holds 0 to 2" in refused()
     sitk.WriteImage(sitk.Compose(truth, truth), str(target))

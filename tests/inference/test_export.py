@@ -103,6 +103,19 @@ def test_predicting_with_an_exported_model(exported, checkpoint, scan, tmp_path)
         assert (answer == answers[0]).mean() > 0.999
 
 
+def test_models_of_different_levels_are_averaged_at_those_they_share(checkpoint, scan, tmp_path):
+    for level in (0, 1):
+        words = ["--ckpt_path", str(checkpoint), "--format", "torchscript", "--output", str(tmp_path / str(level))]
+        assert main(["export", *words, "--level", str(level)]) == 0
+    scan.SetSpacing((2.0, 2.0, 2.0))
+    for models in ([checkpoint, tmp_path / "0"], [tmp_path / "0", checkpoint]):
+        both = rare_lightning.load(models)
+        assert both.prepare(as_scan(scan), "scan").route.level == 0
+        assert sitk.GetArrayFromImage(both(scan)).shape == sitk.GetArrayFromImage(scan).shape
+    with pytest.raises(UserError, match="they have no entry level in common"):
+        rare_lightning.load([tmp_path / "0", tmp_path / "1"])
+
+
 @pytest.mark.parametrize(("kind", "code"), [("onnx", 0), ("openvino", 1)])
 def test_a_scan_of_one_slice_is_answered_or_refused_with_a_line(exported, scan, tmp_path, kind, code, capsys):
     sitk.WriteImage(scan[:, :, 4:5], str(tmp_path / "slice.nii.gz"))

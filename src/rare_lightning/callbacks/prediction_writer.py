@@ -99,11 +99,15 @@ class PredictionWriter(BasePredictionWriter):
         """One table of all cases in the folder that have a label map, those of earlier runs too."""
         rows = []
         for path in sorted(self.folder.glob("[!.]*.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            answered = any((self.folder / (path.stem + suffix)).exists() for suffix in SUFFIXES)
-            if not answered or not isinstance(record, dict) or list(record.get("volumes_ml", ())) != self.classes[1:]:
-                continue  # somebody else's file, or of a run that ended before the label map
-            rows.append([path.stem, record["level"], *(f"{ml:.4f}" for ml in record["volumes_ml"].values())])
+            if not any((self.folder / (path.stem + suffix)).exists() for suffix in SUFFIXES):
+                continue  # of a run that ended before the label map
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                level, volumes = record["level"], {name: f"{ml:.4f}" for name, ml in record["volumes_ml"].items()}
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                continue  # somebody else's file
+            if list(volumes) == self.classes[1:]:
+                rows.append([path.stem, level, *volumes.values()])
         if not rows:
             return
         with replacing(self.folder / "volumes.csv") as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import NonNegativeFloat
 from rich.console import Console
 
 from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nnunet
@@ -28,7 +29,7 @@ def evaluate(
     output: str,
     levels: list[int] | None = None,
     classes: list[str] | None = None,
-    nsd_tolerance_mm: float = 1.0,
+    nsd_tolerance_mm: NonNegativeFloat = 1.0,
 ) -> None:
     """Score label maps of any tool, on the grids of their labels, with the scores and files of rare test.
 
@@ -148,7 +149,7 @@ def nnunet(
     folds: int = 5,
     test_fraction: float = 0.2,
     splits_file: str | None = None,
-    nsd_tolerance_mm: float = 1.0,
+    nsd_tolerance_mm: NonNegativeFloat = 1.0,
     dry_run: bool = False,
 ) -> None:
     """Train nnU-Net v2 on the same cases, and score it on the same test cases at every level.

@@ -93,9 +93,10 @@ def _summary_beside(cases: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(summary, dict):
+    parts = ("protocol", "training", "test")
+    if not isinstance(summary, dict) or not all(isinstance(summary.get(part) or {}, dict) for part in parts):
         raise UserError(f"{path}: not a summary.json of rare test")
-    return summary
+    return {name: value for name, value in summary.items() if value is not None}
 
 
 def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:

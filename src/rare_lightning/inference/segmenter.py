@@ -107,8 +107,12 @@ class Segmenter:
         self.classes: list[str] = facts["classes"]
         # An exported model may have some of the levels only.
         self.level_strides: dict[int, Size3] = {
-            level: self.networks[0].level_stride(level) for level in self.networks[0].levels
+            level: self.networks[0].level_stride(level)
+            for level in self.networks[0].levels
+            if all(level in network.levels for network in self.networks)
         }
+        if not self.level_strides:
+            raise UserError(f"{', '.join(map(str, paths))}: cannot be averaged, they have no entry level in common")
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
         self.strategy: RoutingStrategy = strategy
