@@ -87,6 +87,9 @@ def test_cases_are_read_as_they_were_written(tmp_path):
     path, again = tmp_path / "cases.csv", tmp_path / "again.csv"
     write_cases(rows(), path)
     write_cases(read_cases(path), again)
+    path.write_bytes(b"\xef\xbb\xbf" + again.read_bytes())  # as Excel saves UTF-8
+    write_cases(read_cases(path), again)
+    path.write_bytes(path.read_bytes()[3:])
     assert again.read_bytes() == path.read_bytes()
     for row, written in zip(read_cases(path), rows(), strict=True):
         assert repr(row) == repr(written)  # NaN is equal to nothing
@@ -100,6 +103,13 @@ def test_cases_are_read_as_they_were_written(tmp_path):
         ("b,0,1x1x1", "b,0,1x1", "line 6: not enough values"),
         ("b,0,1x1x1", "b,first,1x1x1", "line 6: invalid literal for int"),
         ("b,0,1x1x1,level", "b,0,1x1x1,truth", "line 6: truth must be level or fine, not 'truth'"),
+        ("0.700000,1.0", "70.0,1.0", "line 6: dice is 70; it lies in 0..1, or is empty where undefined"),
+        ("0.700000,1.0", "0.7,-1.0", "line 6: hd95_mm is -1; it lies in 0..inf"),
+        ("0.700000,1.000000", "0.7,inf", "line 6: hd95_mm is inf; it lies in 0..inf"),
+        ("0.700000,1.000000,0.7", "0.7,1,1.7", "line 6: nsd is 1.7; it lies in 0..1"),
+        (",-1.000000", ",-1.5", "line 3: volume_diff is -1.5; it lies in -1..inf"),
+        ("b,0,1x1x1", "b,-1,1x1x1", "line 6: level -1 of 1x1x1 mm; a level is 0 or more"),
+        ("b,0,1x1x1", "b,0,1x1x0", "line 6: level 0 of 1x1x0 mm; a level is 0 or more, and a spacing above 0"),
         ("b,0,1x1x1,", "b,0,", "line 6: has 8 columns, and must have 9"),
     ],
 )

@@ -18,6 +18,7 @@ from rare_lightning.files import replacing
 from rare_lightning.metrics import Scores
 from rare_lightning.provenance import describe_process
 
+RANGES = {"dice": (0, 1), "hd95_mm": (0, math.inf), "nsd": (0, 1), "volume_diff": (-1, math.inf)}
 COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
 
 
@@ -74,7 +75,7 @@ def read_cases(path: Path) -> list[Row]:
         UserError: If there is no such file, or a line of it is none that :func:`write_cases` writes.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it
             lines = csv.reader(file)
             header = next(lines, [])
             if header != COLUMNS:
@@ -192,9 +193,16 @@ def _parsed(line: list[str], where: str) -> Row:
     try:
         x, y, z = map(float, spacing.split("x"))
         numbers = Scores(*(float(score) if score else math.nan for score in scores))
-        return Row(case, int(level), (x, y, z), truth, class_name, numbers)
+        row = Row(case, int(level), (x, y, z), truth, class_name, numbers)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+    if row.level < 0 or not all(0 < mm < math.inf for mm in row.spacing_mm):
+        raise UserError(f"{where}: level {level} of {spacing} mm; a level is 0 or more, and a spacing above 0")
+    for name, number in numbers._asdict().items():
+        low, high = RANGES[name]
+        if not (math.isnan(number) or (low <= number <= high and math.isfinite(number))):
+            raise UserError(f"{where}: {name} is {number:g}; it lies in {low:g}..{high:g}, or is empty where undefined")
+    return row
 
 
 def _mean_over_cases(rows: Sequence[Row]) -> dict[str, Any]:
