@@ -32,6 +32,15 @@ def test_a_shifted_box_by_hand(spacing):
     assert scores.nsd < 1
 
 
+def test_a_header_that_rounds_its_spacing_changes_no_score():
+    shifted = box((3, 9), (2, 8), (2, 8))
+    for spacing in (1.0, 1.0000001, 1.00001, 0.9999999):
+        scores = score_class(shifted, CUBE, (spacing,) * 3, 1.0)
+        assert scores.nsd == 1
+        assert scores.hd95_mm == pytest.approx(spacing)
+    assert score_class(shifted, CUBE, (1.001,) * 3, 1.0).nsd < 1
+
+
 def test_scores_do_not_depend_on_who_is_called_truth_but_for_volume():
     smaller = box((2, 8), (2, 8), (3, 6))
     there, back = score_class(smaller, CUBE, (1, 1, 2), 1.0), score_class(CUBE, smaller, (1, 1, 2), 1.0)

@@ -44,6 +44,7 @@ def score_class(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], t
     if predicted == 0 or true == 0:
         return Scores(overlap, math.nan, overlap, math.nan if true == 0 else -1.0)
     pair = prediction[None, None], truth[None, None]
+    forgiven = tolerance_mm * (1 + 1e-4)  # a header's 1.0000001 mm would make the distance of a voxel exceed 1 mm
     hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
-    nsd = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing)
+    nsd = compute_surface_dice(*pair, class_thresholds=[forgiven], include_background=True, spacing=spacing)
     return Scores(overlap, float(hd95), float(nsd), (predicted - true) / true)
