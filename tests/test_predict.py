@@ -117,6 +117,19 @@ def test_resume_skips_what_is_done_and_nothing_is_overwritten(checkpoint, folder
     assert predict(checkpoint, [folder], out, "--resume") == 0
 
 
+@pytest.mark.parametrize(("word", "file"), [("--probabilities", "_probabilities.nii.gz"), ("--preview", ".png")])
+def test_resume_does_again_what_lacks_something_wanted(checkpoint, folder, tmp_path, word, file, capsys):
+    scan, out = folder / "one.nii.gz", tmp_path / "out"
+    assert predict(checkpoint, [scan], out) == 0
+    assert predict(checkpoint, [scan], out, "--resume", word) == 0
+    assert (out / f"one{file}").exists()
+    before = (out / f"one{file}").stat().st_mtime_ns
+    capsys.readouterr()
+    assert predict(checkpoint, [scan], out, "--resume", word) == 0
+    assert "1 of 1 scans have answers and are skipped" in capsys.readouterr().out
+    assert (out / f"one{file}").stat().st_mtime_ns == before
+
+
 def test_level_and_grid_are_obeyed(checkpoint, folder, tmp_path):
     assert predict(checkpoint, [folder / "two.mha"], tmp_path / "out", "--level", "2", "--grid", "base") == 0
     answer = sitk.ReadImage(str(tmp_path / "out" / "two.mha"))

@@ -27,19 +27,35 @@ class PredictionWriter(BasePredictionWriter):
         classes: Class names by label value.
         model: Names of the checkpoints, for the record.
         preview: Write ``NAME.png``.
+        probabilities: Whether answers come with probabilities.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], model: Sequence[str], preview: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        model: Sequence[str],
+        preview: bool = False,
+        probabilities: bool = False,
+    ) -> None:
         super().__init__("batch")
         self.folder = folder
         self.classes = list(classes)
         self.model = list(model)
         self.preview = preview
+        self.probabilities = probabilities
         self.failures: list[str] = []
 
     def path_of(self, scan: ScanFiles) -> Path:
         """Label map of a scan."""
         return self.folder / (scan.name + scan.suffix)
+
+    def is_done(self, scan: ScanFiles) -> bool:
+        """Whether all that is wanted of a scan has been written."""
+        wanted = [self.path_of(scan)]
+        wanted += [self._preview_of(scan)] if self.preview else []
+        wanted += [self._probabilities_of(scan)] if self.probabilities else []
+        return all(path.exists() for path in wanted)
 
     def write_on_batch_end(
         self,
@@ -77,13 +93,12 @@ class PredictionWriter(BasePredictionWriter):
                     scan.geometry.canonical_spacing,
                     answer.geometry.canonical_spacing,
                     self.classes,
-                    self.folder / f"{files.name}.png",
+                    self._preview_of(files),
                 )
             own_grid = answer.geometry is scan.geometry
             grid = scan if own_grid else Scan(answer.labels[None], answer.geometry)
             if answer.probabilities is not None:
-                path = self.folder / f"{files.name}_probabilities{files.suffix}"
-                write_array(answer.probabilities, grid, path)
+                write_array(answer.probabilities, grid, self._probabilities_of(files))
             write_array(answer.labels, grid, self.path_of(files))
         except (OSError, RuntimeError) as error:  # ITK's writers raise the latter
             raise UserError(f"{self.folder}: cannot be written to ({reason(error)})") from error
@@ -112,6 +127,12 @@ class PredictionWriter(BasePredictionWriter):
             return
         with replacing(self.folder / "volumes.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])
+
+    def _preview_of(self, scan: ScanFiles) -> Path:
+        return self.folder / f"{scan.name}.png"
+
+    def _probabilities_of(self, scan: ScanFiles) -> Path:
+        return self.folder / f"{scan.name}_probabilities{scan.suffix}"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.commands.output import output_folder
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.tables import few
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
@@ -49,7 +50,7 @@ def predict(
             segmented in windows.
         preview: Write NAME.png.
         probabilities: Write NAME_probabilities.nii.gz, one channel per class.
-        resume: Skip scans that have an answer in the output folder.
+        resume: Skip scans that have an answer in the output folder, with all that is wanted beside it.
         accelerator: As of Lightning's Trainer.
         devices: As of Lightning's Trainer; the scans are spread over them.
         num_workers: Processes that read scans beside the network.
@@ -62,22 +63,23 @@ def predict(
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
     scans = find_scans(input)
     folder = Path(output).expanduser()
-    writer = PredictionWriter(folder, segmenter.classes, [Path(path).name for path in ckpt_path], preview)
+    models = [Path(path).name for path in ckpt_path]
+    writer = PredictionWriter(folder, segmenter.classes, models, preview, probabilities)
     for scan in scans:
         if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:
             raise UserError(f"{folder}: the answer to {scan.paths[0]} would take its place; choose another --output")
     if num_workers < 0:
         raise UserError(f"--num_workers ({num_workers}) must be >= 0")
-    done = {scan.name for scan in scans if writer.path_of(scan).exists()}
-    if done and not resume:
-        raise UserError(f"{folder}: holds answers already ({', '.join(sorted(done)[:3])}, ...): --resume skips those")
+    answered = [scan.name for scan in scans if writer.path_of(scan).exists()]
+    if answered and not resume:
+        raise UserError(f"{folder}: holds answers already ({few(answered)}): --resume skips those")
     with output_folder(output):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    waiting = [scan for scan in scans if scan.name not in done]
-    if done:
-        print(f"{len(done)} of {len(scans)} scans have answers and are skipped")
+    waiting = [scan for scan in scans if not writer.is_done(scan)]
+    if len(waiting) < len(scans):
+        print(f"{len(scans) - len(waiting)} of {len(scans)} scans have answers and are skipped")
     if waiting:
         dataset = ScanDataset(waiting, segmenter, level, keep_voxels=preview)
         trainer = _trainer(accelerator, devices, writer, len(waiting))
