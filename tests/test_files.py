@@ -19,6 +19,15 @@ def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_files_that_are_shared_are_written_side_by_side(tmp_path):
+    path = tmp_path / "table.csv"
+    with replacing(path, shared=True) as one, replacing(path, shared=True) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"  # which was left last
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     folder = tmp_path / "above" / "task"
     with pytest.raises(RuntimeError), appearing(folder) as scratch:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -115,6 +116,20 @@ def test_resume_skips_what_is_done_and_nothing_is_overwritten(checkpoint, folder
     assert (out / "one.nii.gz").stat().st_mtime_ns == before
     assert len(volumes(out)) == 2
     assert predict(checkpoint, [folder], out, "--resume") == 0
+
+
+def test_answers_of_other_settings_are_not_mixed(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(checkpoint, [folder / "one.nii.gz"], out) == 0
+    assert predict(checkpoint, [folder], out, "--resume", "--level", "1") == 1
+    assert f"{out}: one was answered with level None, and not 1; choose another --output" in capsys.readouterr().err
+    assert len(volumes(out)) == 1
+
+
+def test_more_processes_than_cores_are_refused(checkpoint, folder, tmp_path, capsys):
+    many = str(2 * (os.cpu_count() or 1) + 1)
+    assert predict(checkpoint, [folder], tmp_path / "out", "--accelerator", "cpu", "--devices", many) == 1
+    assert f"--devices {many}: this machine has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "file"), [("--probabilities", "_probabilities.nii.gz"), ("--preview", ".png")])

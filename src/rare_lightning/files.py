@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +22,15 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Context: a scratch name beside ``path``, whose file takes the place of ``path`` if all went well."""
-    part = path.with_name(f".{path.name}.part")
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Context: a scratch name beside ``path``, whose file takes the place of ``path`` if all went well.
+
+    Args:
+        path: To be written.
+        shared: Whether others may write it at the same time. What a killed process leaves then stays; otherwise the
+            next one writes over it.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4) if shared else 'part'}")
     try:
         yield part
         part.replace(path)

@@ -89,7 +89,7 @@ BREAKAGES = {
         lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.label)] * 3), c.label),
         "3 channels, a label map has 1",
     ),
-    "two spacings": (lambda c: scale_pixdim(c.image), r"spacing is 2x1x1 mm by pixdim and 1x1x1 mm by its affine"),
+    "two spacings": (lambda c: scale_pixdim(c.image), r"voxels are of 2x1x1 by pixdim and of 1x1x1 by its affine"),
     "a single slice": (
         lambda c: [edit(path, lambda a: a[:1]) for path in (c.image, c.label)],
         "is not a 3D volume",

@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         (["nan.nii.gz"], "NaN or infinite"),
         (["a.nii.gz", "nan.nii.gz"], r"/nan\.nii\.gz: holds NaN"),
         (["gone.nii.gz"], "no such file"),
-        (["sizes.nii"], "its voxels are of 0.5x1.25x2 by pixdim and of 0.5x1.25x3 by sform"),
+        (["sizes.nii"], "its voxels are of 0.5x1.25x2 by pixdim and of 0.5x1.25x3 by its affine"),
         (["a.nii.gz", "b.nii.gz"], "lies on another grid"),
     ):
         with pytest.raises(UserError, match=message) as caught:

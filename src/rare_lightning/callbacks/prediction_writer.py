@@ -25,7 +25,7 @@ class PredictionWriter(BasePredictionWriter):
         folder: Where ``NAME.nii.gz`` (or the scan's own format), ``NAME.json``, ``volumes.csv``,
             ``NAME.png`` and ``NAME_probabilities.nii.gz`` go.
         classes: Class names by label value.
-        model: Names of the checkpoints, for the record.
+        settings: What answers follow from, for the record: names of the checkpoints, routing and the like.
         preview: Write ``NAME.png``.
         probabilities: Whether answers come with probabilities.
     """
@@ -34,14 +34,14 @@ class PredictionWriter(BasePredictionWriter):
         self,
         folder: Path,
         classes: Sequence[str],
-        model: Sequence[str],
+        settings: dict[str, Any],
         preview: bool = False,
         probabilities: bool = False,
     ) -> None:
         super().__init__("batch")
         self.folder = folder
         self.classes = list(classes)
-        self.model = list(model)
+        self.settings = settings
         self.preview = preview
         self.probabilities = probabilities
         self.failures: list[str] = []
@@ -56,6 +56,20 @@ class PredictionWriter(BasePredictionWriter):
         wanted += [self._preview_of(scan)] if self.preview else []
         wanted += [self._probabilities_of(scan)] if self.probabilities else []
         return all(path.exists() for path in wanted)
+
+    def refuse_other_settings(self, scan: ScanFiles) -> None:
+        """Answers of one folder are of one kind, which ``volumes.csv`` does not tell apart.
+
+        Raises:
+            UserError: If the scan was answered with other settings than these.
+        """
+        before = self._record_of(self.folder / f"{scan.name}.json").get("settings")
+        for name, value in self.settings.items():
+            if isinstance(before, dict) and before.get(name, value) != value:
+                raise UserError(
+                    f"{self.folder}: {scan.name} was answered with {name} {before[name]}, and not {value}; choose "
+                    "another --output"
+                )
 
     def write_on_batch_end(
         self,
@@ -74,7 +88,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         record = {
             "scan": [path.name for path in files.paths],
-            "model": self.model,
+            "settings": self.settings,
             "classes": dict(enumerate(self.classes)),
             "spacing_mm": list(scan.geometry.spacing),
             "level": answer.route.level,
@@ -116,17 +130,30 @@ class PredictionWriter(BasePredictionWriter):
         for path in sorted(self.folder.glob("[!.]*.json")):
             if not any((self.folder / (path.stem + suffix)).exists() for suffix in SUFFIXES):
                 continue  # of a run that ended before the label map
+            record = self._record_of(path)
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
                 level, volumes = record["level"], {name: f"{ml:.4f}" for name, ml in record["volumes_ml"].items()}
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 continue  # somebody else's file
             if list(volumes) == self.classes[1:]:
                 rows.append([path.stem, level, *volumes.values()])
         if not rows:
             return
-        with replacing(self.folder / "volumes.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        # Jobs that share a folder may write it at once.
+        with (
+            replacing(self.folder / "volumes.csv", shared=True) as part,
+            part.open("w", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])
+
+    @staticmethod
+    def _record_of(path: Path) -> dict[str, Any]:
+        """What is written of an answer; nothing where it cannot be read, or is somebody else's file."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def _preview_of(self, scan: ScanFiles) -> Path:
         return self.folder / f"{scan.name}.png"

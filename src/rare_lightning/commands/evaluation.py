@@ -10,7 +10,7 @@ from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nn
 from rare_lightning.commands.output import output_folder
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import LabelDownsampling
-from rare_lightning.data.task import read_task
+from rare_lightning.data.task import check_class_names, read_task
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.comparison import Comparison
 from rare_lightning.evaluation.comparison_page import Cost, comparison_table
@@ -54,6 +54,7 @@ def evaluate(
     if classes is None and task is None:
         raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
     names = ["background", *classes] if classes is not None else read_task(task or labels).classes
+    check_class_names(names, "--classes")
     folders = {level: Path(folder).expanduser() for level, folder in zip(levels, predictions, strict=True)}
     rows, unpredicted = score_label_maps(folders, label_folder, names, nsd_tolerance_mm)
     protocol = {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}

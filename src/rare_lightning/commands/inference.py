@@ -1,5 +1,6 @@
 """``rare predict``, ``export`` and ``benchmark``."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.commands.output import output_folder
@@ -63,16 +65,19 @@ def predict(
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
     scans = find_scans(input)
     folder = Path(output).expanduser()
-    models = [Path(path).name for path in ckpt_path]
-    writer = PredictionWriter(folder, segmenter.classes, models, preview, probabilities)
+    settings = {"model": [Path(path).name for path in ckpt_path], "grid": grid, "level": level, "routing": routing}
+    writer = PredictionWriter(folder, segmenter.classes, {**settings, "mirror": mirror}, preview, probabilities)
     for scan in scans:
         if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:
             raise UserError(f"{folder}: the answer to {scan.paths[0]} would take its place; choose another --output")
     if num_workers < 0:
         raise UserError(f"--num_workers ({num_workers}) must be >= 0")
-    answered = [scan.name for scan in scans if writer.path_of(scan).exists()]
+    answered = [scan for scan in scans if writer.path_of(scan).exists()]
     if answered and not resume:
-        raise UserError(f"{folder}: holds answers already ({few(answered)}): --resume skips those")
+        names = few(scan.name for scan in answered)
+        raise UserError(f"{folder}: holds answers already ({names}): --resume skips those")
+    for scan in answered:
+        writer.refuse_other_settings(scan)
     with output_folder(output):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -176,6 +181,11 @@ def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, sca
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [writer]}
     try:
         trainer = L.Trainer(accelerator=accelerator, devices=devices, **options)
-        return trainer if trainer.world_size <= scans else L.Trainer(accelerator=accelerator, devices=scans, **options)
+        on_cpu, processes = isinstance(trainer.accelerator, CPUAccelerator), trainer.world_size
+        if processes > scans:
+            trainer = L.Trainer(accelerator=accelerator, devices=scans, **options)
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from error
+    if on_cpu and processes > (os.cpu_count() or 1):  # Lightning takes any number of processes for that of devices
+        raise UserError(f"--devices {devices}: this machine has {os.cpu_count()} CPU cores")
+    return trainer

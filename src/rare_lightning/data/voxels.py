@@ -40,17 +40,19 @@ def read_nifti(path: Path) -> np.ndarray:
 
 
 def spacing_problem(path: Path) -> str | None:
-    """What is wrong with a NIfTI header that gives two spacings, of which readers take one or the other; None if none.
+    """What is wrong with a NIfTI header that gives two spacings; None if it gives one.
+
+    ITK goes by pixdim, and nibabel by the affine. Both are compared as nibabel has them: ITK brings micrometres to mm.
 
     Raises:
         Exception: Whatever nibabel raises at broken bytes.
     """
-    header = nib.load(path).header
-    given, by_affine = header.get_zooms()[:3], voxel_sizes(header.get_best_affine())
-    if np.allclose(given, by_affine, rtol=1e-3):
+    image = nib.load(path)
+    given, by_affine = image.header.get_zooms()[:3], voxel_sizes(image.affine)
+    if np.allclose(given, by_affine, rtol=1e-3, atol=0):
         return None
-    pixdim, affine = ("x".join(f"{mm:g}" for mm in spacing) for spacing in (given, by_affine))
-    return f"its spacing is {pixdim} mm by pixdim and {affine} mm by its affine; save it with the true one"
+    pixdim, affine = ("x".join(f"{size:.4g}" for size in spacing) for spacing in (given, by_affine))
+    return f"its voxels are of {pixdim} by pixdim and of {affine} by its affine; set both to the truth"
 
 
 def reason(error: Exception) -> str:

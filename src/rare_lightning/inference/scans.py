@@ -11,10 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from nibabel.affines import voxel_sizes
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason
+from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason, spacing_problem
 from rare_lightning.errors import UserError
 
 IMAGE_POSITION = "0020|0032"  # DICOM tag
@@ -253,11 +252,8 @@ def _nifti_channels(path: Path) -> list[np.ndarray]:
         array = array[:, :, :, 0]
     if array.ndim not in (3, 4) or min(array.shape[:3]) < 1:
         raise UserError(f"{path}: has shape {array.shape}; a 3D scan, or 4D with channels, is needed")
-    image = nib.load(path)
-    sizes = image.header.get_zooms()[:3], voxel_sizes(image.affine)
-    if not np.allclose(*sizes, rtol=1e-3, atol=0):  # ITK would go by pixdim, and nibabel by sform
-        pixdim, sform = ("x".join(f"{mm:.4g}" for mm in size) for size in sizes)
-        raise UserError(f"{path}: its voxels are of {pixdim} by pixdim and of {sform} by sform; set both to the truth")
+    if problem := spacing_problem(path):
+        raise UserError(f"{path}: {problem}")
     return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
 
