@@ -98,6 +98,15 @@ def test_nothing_is_written_where_no_scan_can_be_segmented(checkpoint, folder, t
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_scan_that_shows_nothing_is_reported(checkpoint, folder, tmp_path, capsys):
+    empty = sitk.Image((16, 16, 16), sitk.sitkFloat32)
+    sitk.WriteImage(empty, folder / "empty.nii.gz")
+    assert predict(checkpoint, [folder], tmp_path / "out") == 1
+    assert "1 of 3 scans were not segmented:\n  empty: " in (error := capsys.readouterr().err)
+    assert "shows nothing" in error
+    assert len(volumes(tmp_path / "out")) == 2
+
+
 def test_a_scan_of_one_slice_is_answered(checkpoint, folder, tmp_path):
     path = tmp_path / "slice.nii.gz"
     sitk.WriteImage(sitk.ReadImage(str(folder / "one.nii.gz"))[:, :, 4:5], str(path))

@@ -236,7 +236,7 @@ def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
     with pytest.raises(UserError, match="image: holds NaN"):
         segmenter(broken)
     with pytest.raises(UserError, match="too small"):
-        segmenter(scan[:1, :1, :1])
+        segmenter(scan[:2, :1, :1])
     (tmp_path / "a.ckpt").write_bytes(b"other")
     for path, message in ((tmp_path / "a.ckpt", "not a checkpoint"), (tmp_path / "b.ckpt", "no such checkpoint")):
         with pytest.raises(UserError, match=message):

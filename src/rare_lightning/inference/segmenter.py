@@ -162,13 +162,15 @@ class Segmenter:
         """Route a scan and bring it to the grid of its level.
 
         Raises:
-            UserError: If it has another number of channels than the model, or there is no such level.
+            UserError: If it has another number of channels than the model, shows nothing, or there is no such level.
         """
         if len(scan.array) != len(self.channels):
             raise UserError(
                 f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
                 f"({', '.join(self.channels)})"
             )
+        if all(channel.min() == channel.max() for channel in scan.array):
+            raise UserError(f"{name}: shows nothing, every voxel of a channel has the same value")
         geometry = scan.geometry
         spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
         try:
