@@ -1,5 +1,6 @@
 """Runs that are interrupted, and go on."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -170,6 +171,8 @@ def test_settings_given_beside_a_checkpoint_hold_but_those_of_the_split(phantom,
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-3), 0.5)
     splits = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (copied, tmp_path / "new")]
     assert splits[0]["DecathlonDataModule"]["split"] == splits[1]["DecathlonDataModule"]["split"]
+    written = [json.loads((path / "splits.json").read_text()) for path in (copied, tmp_path / "new")]
+    assert written[0] == written[1]
 
 
 def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):

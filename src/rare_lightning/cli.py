@@ -78,6 +78,9 @@ class RunRecord(SaveConfigCallback):
 class RareCLI(LightningCLI):
     """LightningCLI with run folders, and with the task's channels and classes read from its dataset.json."""
 
+    _data_state: dict[str, Any] | None = None
+    """Split and preprocessing of the checkpoint that a training goes on from."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Subcommands, and the Trainer arguments that the CLI itself provides."""
@@ -150,6 +153,7 @@ class RareCLI(LightningCLI):
                 if "optimizer_states" not in content:
                     raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
                 self._compare_settings(content, config)
+                self._data_state = content["DecathlonDataModule"]
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         config.run_dir = str(folder)
@@ -202,7 +206,10 @@ class RareCLI(LightningCLI):
             raise UserError(str(error)) from error
 
     def before_fit(self) -> None:
-        """Say what is known to make a run slow, or its scores flatter."""
+        """Take over a checkpoint's split, and say what is known to make a run slow, or its scores flatter."""
+        if self._data_state is not None:
+            # Lightning does so after data was prepared and the run's split written down.
+            self.datamodule.load_state_dict(self._data_state)
         self._say_what_is_slow()
         self._say_what_was_seen()
 
