@@ -1,3 +1,5 @@
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
@@ -157,7 +159,6 @@ def test_one_cycle_leaves_the_optimizers_momentum_alone(make, setting, data, tmp
 
 @pytest.mark.parametrize("scheduler", ["constant", "one_cycle", "cosine", "polynomial"])
 def test_a_run_can_go_on_for_longer_than_it_was_planned(scheduler, phantom, tmp_path):
-    # Many steps: torch's one cycle is one step longer than its run, which shows where steps are few.
     data = DecathlonDataModule(str(phantom), levels=1, depth=2, folds=2, num_workers=0, patches_per_case=20)
     runs = []
     for folder, lengths in (("whole", [3]), ("parts", [1, 3])):
@@ -173,8 +174,59 @@ def test_a_run_can_go_on_for_longer_than_it_was_planned(scheduler, phantom, tmp_
         final = runner.optimizers[0].param_groups[0]["lr"]
         assert final == pytest.approx(1e-3 if scheduler == "constant" else 0, abs=1e-5)
     whole, parts = runs
-    # All but the first step, whose rate was set by the end of the shorter run.
-    assert parts[1:] == pytest.approx(whole[-len(parts) + 1 :])
+    assert parts == whole[-len(parts) :]
+
+
+@pytest.mark.parametrize("before", ["constant", "one_cycle", "cosine"])
+@pytest.mark.parametrize("now", ["constant", "one_cycle", "cosine"])
+def test_a_run_goes_on_with_the_schedule_and_the_optimizer_it_is_given(before, now, data, tmp_path):
+    def fit(scheduler, lr, epochs, begun=None):
+        rates = Rates()
+        optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=lr)  # noqa: E731
+        runner = trainer(tmp_path, max_epochs=epochs, callbacks=[rates])
+        module = SegmentationModule(network(), NAMES, optimizer=optimizer, scheduler=scheduler)
+        runner.fit(module, data, ckpt_path=begun, weights_only=True)
+        runner.save_checkpoint(tmp_path / "last")
+        [group] = runner.optimizers[0].param_groups
+        assert group["weight_decay"] == lr
+        return rates.seen
+
+    expected = fit(now, 0.01, 4)
+    assert len(fit(before, 0.1, 1)) == 1
+    assert fit(now, 0.01, 4, tmp_path / "last") == expected[1:]
+
+
+def test_a_run_that_torchs_one_cycle_began_goes_on_at_its_rates(data, tmp_path):
+    class Before(SegmentationModule):
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8, cycle_momentum=False)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    seen = []
+    for kind, epochs, begun in ((Before, 8, None), (Before, 3, None), (SegmentationModule, 8, tmp_path / "last")):
+        rates = Rates()
+        runner = trainer(tmp_path, max_epochs=epochs, callbacks=[rates])
+        module = kind(network(), NAMES, optimizer=partial(torch.optim.AdamW, lr=0.1))
+        runner.fit(module, data, ckpt_path=begun, weights_only=True)
+        runner.save_checkpoint(tmp_path / "last")
+        seen.append(rates.seen)
+    assert seen[2] == pytest.approx(seen[0][3:], rel=1e-9)
+
+
+def test_an_optimizer_is_none_of_a_tests_business(data, tmp_path):
+    runner = trainer(tmp_path, limit_test_batches=1)
+    runner.fit(SegmentationModule(network(), NAMES), data)
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    other = SegmentationModule(network(), NAMES, optimizer=torch.optim.SGD)
+    runner.test(other, data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    with pytest.raises(UserError, match=r"model.optimizer is SGD and was AdamW, with which its state cannot go on"):
+        trainer(tmp_path, max_epochs=2).fit(other, data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+
+
+def test_a_schedule_needs_an_end(data, tmp_path):
+    with pytest.raises(UserError, match=r"model.scheduler cosine needs to know how long the run is"):
+        trainer(tmp_path, max_epochs=-1).fit(SegmentationModule(network(), NAMES, scheduler="cosine"), data)
 
 
 def test_the_loss_falls(phantom, tmp_path):

@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from rare_lightning.configuration import Change, read_checkpoint
+from rare_lightning.configuration import read_checkpoint
 from rare_lightning.errors import UserError
 from rare_lightning.files import replacing
 
@@ -85,31 +84,3 @@ def find_last(folder: Path) -> Path | None:
     if problems:
         raise UserError(f"{'; '.join(problems)}. Nothing to go on from: choose another --run_dir to start anew.")
     return None
-
-
-def follow_optimizer(checkpoint: dict[str, Any], changes: Sequence[Change]) -> None:
-    """Have the states of a checkpoint's optimizer and schedule follow changed settings, which they would overrule.
-
-    Args:
-        checkpoint: Whose states are changed.
-        changes: Settings of the optimizer.
-
-    Raises:
-        UserError: If it is another optimizer, or one that learnt at a rate of 0.
-    """
-    for change in changes:
-        name = change.name.removeprefix("init_args.")
-        if name == "class_path" or (name == "lr" and not change.before):
-            raise UserError(f"the optimizer's {change}, with which its state cannot go on. Begin a new run.")
-        groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
-        if name != "lr":
-            for group in groups:
-                group[name] = change.now
-            continue
-        factor = change.now / change.before
-        for group in groups:
-            for rate in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
-                group[rate] *= factor
-        for state in checkpoint["lr_schedulers"]:
-            for rates in state.keys() & {"base_lrs", "_last_lr"}:
-                state[rates] = [rate * factor for rate in state[rates]]

@@ -1,9 +1,9 @@
 """LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import isinf
 from typing import Any, Literal
 
 import lightning as L
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
-from rare_lightning.checkpoint_io import follow_optimizer
-from rare_lightning.configuration import begin_from, changed_settings, keep_plain_hyperparameters
+from rare_lightning.configuration import begin_from, keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -29,15 +28,9 @@ from rare_lightning.evaluation.protocol import (
 from rare_lightning.inference.windows import segment_level
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
+from rare_lightning.schedules import Schedule, Scheduler
 
-Scheduler = Literal["constant", "one_cycle", "cosine", "polynomial"]
 LevelCycle = list[list[int]] | Literal["nested", "each"] | None
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: 0.5 * (1 + cos(pi * done)),
-    "polynomial": lambda done: (1 - done) ** 0.9,
-}
-"""Share of the rate that is left by the share of the run that is done."""
 
 
 @dataclass(frozen=True)
@@ -234,41 +227,46 @@ class SegmentationModule(L.LightningModule):
         return without_padding(batch["image"][level][0, 0], shape, stride), truths, predictions
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule stepped after every batch."""
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler == "constant":
-            return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule: torch.optim.lr_scheduler.LRScheduler
-        if self.scheduler == "one_cycle":
-            rates = [group["lr"] for group in optimizer.param_groups]
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=rates, total_steps=steps, cycle_momentum=False
+        """The optimizer, and the schedule stepped after every batch.
+
+        Raises:
+            UserError: If the optimizer refuses its settings, or the schedule has no end.
+        """
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        steps = 0 if self.scheduler == "constant" else self.trainer.estimated_stepping_batches
+        if isinf(steps):
+            raise UserError(
+                f"model.scheduler {self.scheduler} needs to know how long the run is: give trainer.max_epochs or "
+                "max_steps, or --model.scheduler constant"
             )
-        else:
-            # Of the step alone: torch's own multiply the rate before, which stays 0 in a run that goes on for longer.
-            decay = DECAYS[self.scheduler]
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay(min(1.0, step / steps)))
+        schedule = Schedule(optimizer, self.scheduler, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on with other settings follows them: its schedule's new length, its optimizer's new numbers.
+        """A run that goes on with other settings follows them: its optimizer's numbers, its schedule and its length.
 
         Raises:
-            UserError: If the weights are another network's, or the optimizer's state another optimizer's.
+            UserError: If the weights are another network's, or the state to go on with another optimizer's.
         """
         own, saved = self.state_dict(), checkpoint["state_dict"]
         if {name: weight.shape for name, weight in own.items()} != {n: weight.shape for n, weight in saved.items()}:
             raise UserError(
                 "the checkpoint's network is another than that of model.network, data.levels and data.depth"
             )
-        for state in checkpoint.get("lr_schedulers", []):
-            for length in ("total_steps", "_schedule_phases"):
-                state.pop(length, None)
-            if self.scheduler in DECAYS:
-                state["lr_lambdas"] = [None] * len(state["base_lrs"])  # older checkpoints have none
-        before, now = (kept.get("optimizer", {}) for kept in (checkpoint["hyper_parameters"], self.hparams))
-        follow_optimizer(checkpoint, changed_settings(before, now))
+        if self._trainer is None or not self._trainer.training:
+            return
+        settings = (kept.get("optimizer") for kept in (checkpoint["hyper_parameters"], self.hparams))
+        # By its last word, since torch.optim.AdamW is torch.optim.adamw.AdamW too.
+        before, now = (kept["class_path"].rpartition(".")[-1] if kept else None for kept in settings)
+        if before and now and before != now:
+            raise UserError(
+                f"model.optimizer is {now} and was {before}, with which its state cannot go on. Begin a new run."
+            )
+        # Constant rates had no schedule in older ones.
+        checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"] or [{"last_epoch": checkpoint["global_step"]}]
 
     def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         targets = self._targets(batch["label"], list(prediction.logits))
