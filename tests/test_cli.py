@@ -291,6 +291,37 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint.dirpath", "elsewhere"], "checkpoint.dirpath (elsewhere): everything of a run goes into"),
+        (["--trainer.default_root_dir", "elsewhere"], "trainer.default_root_dir (elsewhere): everything of a run goes"),
+        (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k (3): several checkpoints cannot all be called best"),
+        (["--checkpoint.save_top_k", "-1"], "checkpoint.save_top_k (-1): several"),
+        (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be 1 or more"),
+    ],
+)
+def test_settings_that_cannot_hold_get_one_line(phantom, tmp_path, monkeypatch, words, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *TINY, "--data.root", str(phantom), *words]) == 1
+    error = capsys.readouterr().err
+    assert message in last_line(error)
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_of_the_best_are_kept_under_names_of_their_own(phantom, tmp_path):
+    several = ["--checkpoint.save_top_k", "2", "--checkpoint.filename", "{epoch}", "--trainer.max_epochs", "2"]
+    assert fit(phantom, tmp_path / "run", *several) == 0
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"epoch=0.ckpt", "epoch=1.ckpt", "last.ckpt", "previous.ckpt"}
+
+
+def test_a_run_begins_by_the_configuration_of_another(run, tmp_path):
+    words = ["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again"), "--trainer.fast_dev_run", "1"]
+    assert main(["fit", *words]) == 0
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["test"],

@@ -137,6 +137,7 @@ class RareCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Give the run its folder."""
         config = self.config[self.subcommand]
+        _refuse_what_cannot_hold(config)
         if config.resume:
             config.ckpt_path = _checkpoint_to_resume(config, str(self.subcommand))
         checkpoint = config.get("ckpt_path")
@@ -415,6 +416,23 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
         settings["model"]["network"]["init_args"].pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _refuse_what_cannot_hold(config: Namespace) -> None:
+    """Settings that would be overruled, or mean something else than they say."""
+    root, checkpoints = config.trainer.default_root_dir, config.checkpoint.dirpath
+    # The config.yaml of a run has both as they were, and may be given again.
+    if (root or checkpoints) and not (root and checkpoints and Path(checkpoints) == Path(root) / "checkpoints"):
+        setting = f"checkpoint.dirpath ({checkpoints})" if checkpoints else f"trainer.default_root_dir ({root})"
+        raise UserError(f"{setting}: everything of a run goes into its folder. Give --run_dir instead")
+    kept, filename = config.checkpoint.save_top_k, config.checkpoint.filename
+    if kept not in (0, 1) and filename and "{" not in filename:
+        raise UserError(
+            f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
+            "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
+        )
+    if config.trainer.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
 
 
 def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
