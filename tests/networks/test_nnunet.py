@@ -55,6 +55,17 @@ def test_deep_logits_cover_the_answer_down_to_the_last_but_one_stage():
     assert [(stage.stride, tuple(stage.logits.shape[2:])) for stage in deep] == [((2, 2, 2), (17, 16, 16))]
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("size", [8, 16, 32])  # one, two and three down-samplings
+def test_everything_that_learns_has_a_share_in_the_loss(kind, size):
+    net = network(patch_size=(size,) * 3, kind=kind)
+    prediction = net({0: torch.randn(1, 2, size, size, size)})
+    sum(
+        logits.square().mean() for logits in (prediction.logits[0], *(deep.logits for deep in prediction.deep[0]))
+    ).backward()
+    assert all((parameter.grad is not None) is parameter.requires_grad for parameter in net.parameters())
+
+
 def test_padding_changes_nothing_for_the_scan():
     # A scan that fills the patch answers as the bare architecture does.
     net = network().eval()

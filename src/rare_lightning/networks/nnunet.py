@@ -123,6 +123,9 @@ class NNUNet(FixedResolutionNetwork):
             deep_supervision=True,
         )
         self.network.apply(self.network.initialize)
+        if stages > 2:
+            # The coarsest has no weight in nnU-Net's loss; processes that share gradients would wait for its own.
+            self.network.decoder.seg_layers[0].requires_grad_(False)
 
     def segment(self, image: Tensor) -> tuple[Tensor, list[DeepLogits]]:
         """``(B, in_channels, D, H, W)`` of any size to logits ``(B, C, D, H, W)``, and those of deeper stages."""
@@ -130,8 +133,7 @@ class NNUNet(FixedResolutionNetwork):
         padded = round_up([max(n, p) for n, p in zip(size, self.patch_size, strict=True)], self.coarsest_stride)
         far_ends = [end for n, p in zip(size, padded, strict=True) for end in (p - n, 0)]
         answer, *deeper = self.network(F.pad(image, far_ends[::-1]))
-        # The coarsest has no weight in nnU-Net's loss.
-        deep = [
+        deep = [  # without the coarsest
             DeepLogits(stride, _cut(logits, [ceil(n / s) for n, s in zip(size, stride, strict=True)]))
             for stage, logits in enumerate(deeper[:-1], start=1)
             for stride in [level_stride(self._strides, stage)]
