@@ -11,6 +11,7 @@ from rare_lightning.cli import main
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data import make_phantom
 from rare_lightning.models import find_checkpoint, model_names
+from rare_lightning.module import SegmentationModule
 
 CONF = Path(__file__).parent / "conf"
 CARDS = Path(__file__).parents[1] / "docs" / "models"
@@ -82,9 +83,12 @@ def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
     assert f"Weights of {earlier}, but for none" in caplog.text
     last = tmp_path / "same" / "checkpoints" / "last.ckpt"
     torch.testing.assert_close(network_of(last), network_of(earlier), rtol=0, atol=0)
-    earlier.rename(tmp_path / "moved.ckpt")  # a test does not need it
+    earlier.rename(tmp_path / "moved.ckpt")  # what has begun does not need it
     try:
+        more = ["--model.init_from", str(earlier), *still, "--trainer.max_epochs", "2", "--resume"]
+        assert fit(phantom, tmp_path / "same", *more) == 0
         assert main(["test", "--ckpt_path", str(last)]) == 0
+        SegmentationModule.load_from_checkpoint(last, weights_only=True)
     finally:
         (tmp_path / "moved.ckpt").rename(earlier)
 
@@ -110,6 +114,14 @@ def test_heads_are_made_anew_for_other_classes(earlier, tmp_path, caplog):
     new = line.split("but for ")[1].split(", ")
     assert all("heads" in name or "encoder.0" in name or "gateways" in name for name in new), new
     assert any("heads" in name for name in new)
+
+
+def test_what_goes_on_does_not_begin_anew(phantom, earlier, tmp_path, caplog):
+    more = ["--ckpt_path", str(earlier), "--model.init_from", "hippocampus", "--trainer.max_epochs", "2"]
+    with caplog.at_level("INFO"):
+        assert fit(phantom, tmp_path / "run", *more, "--trainer.limit_train_batches", "1") == 0
+    assert "model.init_from is hippocampus and was None; the checkpoint's holds" in caplog.text
+    assert "Weights of" not in caplog.text
 
 
 def test_another_network_is_no_beginning(phantom, earlier, tmp_path, capsys):

@@ -26,7 +26,7 @@ from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, Traini
 from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
 from rare_lightning.commands import COMMANDS as TOOLS
 from rare_lightning.commands import parser_of
-from rare_lightning.configuration import changed_settings, read_checkpoint
+from rare_lightning.configuration import begin_from, changed_settings, read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
 from rare_lightning.data.preprocessing import median_size, median_spacing
@@ -44,8 +44,8 @@ ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
 OF_CHECKPOINT = {
     f"data.{name}"
     for name in ("seed", "fold", "folds", "test_fraction", "splits_file", "spacing", "normalize", "foreground")
-}
-"""Settings of split and preprocessing: a network goes on with the cases and intensities that it knows."""
+} | {"model.init_from"}
+"""Settings of split and preprocessing, and of the beginning: a network goes on with the cases that it knows."""
 
 OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the Trainer that make other steps."""
@@ -207,12 +207,15 @@ class RareCLI(LightningCLI):
             raise UserError(str(error)) from error
 
     def before_fit(self) -> None:
-        """Take over a checkpoint's split, and say what is known to make a run slow, or its scores flatter."""
+        """Begin from what is given, and say what is known to make a run slow, or its scores flatter."""
+        init_from = self.config[self.subcommand].model.init_from
         if self._data_state is not None:
             # Lightning does so after data was prepared and the run's split written down.
             self.datamodule.load_state_dict(self._data_state)
+        elif init_from is not None:
+            earlier = begin_from(self.model.network, init_from)["DecathlonDataModule"]
+            self._say_what_was_seen(init_from, earlier.get("split", {}))
         self._say_what_is_slow()
-        self._say_what_was_seen()
 
     def _say_what_is_slow(self) -> None:
         """Where a processor would only imitate the numbers that were asked for."""
@@ -227,18 +230,19 @@ class RareCLI(LightningCLI):
         if instead:
             rank_zero_info(f"This processor does not multiply bfloat16. Faster steps: {' '.join(instead)}")
 
-    def _say_what_was_seen(self) -> None:
-        """Where weights that the run begins from know cases that it scores."""
-        config = self.config[self.subcommand]
-        if config.model.init_from is None or config.get("ckpt_path") is not None:
-            return
-        earlier = read_checkpoint(config.model.init_from)["DecathlonDataModule"].get("split", {})
+    def _say_what_was_seen(self, init_from: str, earlier: dict[str, Any]) -> None:
+        """Where weights that the run begins from know cases that it scores.
+
+        Args:
+            init_from: Where they are from.
+            earlier: The split they were trained with.
+        """
         split = self.datamodule.split
         # Not those that both validate with, as all of one split are.
         seen = {*earlier.get("train", ())} & {*split.val, *split.test} | {*earlier.get("val", ())} & {*split.test}
         if seen:
             rank_zero_info(
-                f"{config.model.init_from} was trained or validated on {len(seen)} cases that this run validates or "
+                f"{init_from} was trained or validated on {len(seen)} cases that this run validates or "
                 f"tests with, among them {', '.join(sorted(seen)[:5])}, if what has the same id is the same. Their "
                 "scores would flatter: give a data.splits_file without them"
             )

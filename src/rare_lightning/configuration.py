@@ -48,13 +48,21 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
 
 
-def begin_from(network: nn.Module, checkpoint: str | Path) -> None:
+def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
     """Give a network the weights of a checkpoint's that have its names and shapes, and say which it keeps of its own.
 
+    Args:
+        network: To train on; its heads are its own for other classes, its first convolution for other channels.
+        checkpoint: File, or the name of a model that comes with the package.
+
+    Returns:
+        The checkpoint's content.
+
     Raises:
-        UserError: If most do not fit.
+        UserError: If it is none, or most do not fit.
     """
-    saved = network_weights(read_checkpoint(checkpoint))
+    content = read_checkpoint(checkpoint)
+    saved = network_weights(content)
     own = network.state_dict()
     fitting = {name: saved[name] for name in own if name in saved and saved[name].shape == own[name].shape}
     if len(fitting) < len(own) / 2:
@@ -65,6 +73,7 @@ def begin_from(network: nn.Module, checkpoint: str | Path) -> None:
     network.load_state_dict(fitting, strict=False)
     others = sorted(own.keys() - fitting.keys())
     rank_zero_info(f"Weights of {checkpoint}, but for {', '.join(others) or 'none'}")
+    return content
 
 
 class Change(NamedTuple):

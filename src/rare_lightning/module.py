@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
-from rare_lightning.configuration import begin_from, keep_plain_hyperparameters
+from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -73,11 +73,11 @@ class SegmentationModule(L.LightningModule):
             that were trained on whole volumes.
         channels_last: Keep the channels of a voxel beside each other in memory: faster on CPUs, and anywhere with mixed
             precision.
-        init_from: Checkpoint or model of ``rare models`` that the weights begin from, where they fit: heads are made
-            anew for other classes, the first convolution for other channels.
+        init_from: Checkpoint or model of ``rare models`` that ``rare fit`` begins a training from, where its weights
+            fit: heads are made anew for other classes, the first convolution for other channels. It is a record: in
+            Python, call :func:`~rare_lightning.configuration.begin_from` with the network.
 
     Raises:
-        UserError: If the network of init_from is another.
         ValueError: If level_cycle names levels that the network does not know, or none.
     """
 
@@ -103,8 +103,6 @@ class SegmentationModule(L.LightningModule):
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         # Only the convolutions' kernels have an order of channels and voxels.
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing from its stub
-        if init_from is not None:
-            begin_from(network, init_from)
         self.class_names = class_names
         self.objective = objective or MultiResolutionLoss()
         self.optimizer = optimizer
