@@ -14,6 +14,8 @@ from rare_lightning.errors import UserError
 from rare_lightning.files import replacing
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FOLDER = "folder"
+"""Where a checkpoint says which folder it was saved in."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,6 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: If it cannot be written; a checkpoint that was there is there still.
         """
         target = Path(path)
+        checkpoint[FOLDER] = os.path.realpath(target.parent)  # as Lightning's own dirpath is
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
@@ -47,12 +50,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint whose run may have been moved: the files that it names are those beside it."""
+        """Read a checkpoint whose run may have been moved: of the files that it names, those beside it moved too."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        here = os.path.realpath(Path(path).parent)  # as Lightning's own dirpath is
+        here = os.path.realpath(Path(path).parent)
         for state in checkpoint.get("callbacks", {}).values():
-            if "best_k_models" in state:  # Lightning would forget the best score, and save what is worse as the best
-                before, state["dirpath"] = state["dirpath"], here
+            before = state.get("dirpath")
+            if "best_k_models" in state and before == checkpoint.get(FOLDER, before):  # older ones do not say
+                # Lightning would forget the best score, and save what is worse as the best.
+                state["dirpath"] = here
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[name] = state[name].replace(before, here)
                 state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
