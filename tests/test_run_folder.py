@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from rare_lightning.errors import UserError
-from rare_lightning.run_folder import log_into, unused
+from rare_lightning.run_folder import log_into, settings_of_training, unused
 
 TINY = Path(__file__).parent / "conf" / "tiny.yaml"
 
@@ -95,6 +95,13 @@ def test_unused_names_count_up(tmp_path):
     for _ in range(2):
         unused(path).touch()
     assert unused(path).name == "config-3.yaml"
+
+
+def test_settings_are_those_that_a_run_last_went_on_with(tmp_path):
+    assert settings_of_training(tmp_path) == {}
+    for epochs in range(1, 12):  # config-11.yaml comes before config-2.yaml by name
+        unused(tmp_path / "config.yaml").write_text(f"epochs: {epochs}")
+    assert settings_of_training(tmp_path) == {"epochs": 11}
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import importlib
 import os
 import secrets
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +81,24 @@ def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
 
 def unused(path: Path) -> Path:
     """``path``, or ``config-2.yaml`` and so on if it exists."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+    return next(numbered for numbered in _numbered(path) if not numbered.exists())
 
 
 def settings_of_training(folder: Path) -> dict[str, Any]:
-    """Every setting that the run in this folder was begun with; none where no ``config.yaml`` can be read."""
+    """Every setting that the run in this folder last went on with; none where no ``config.yaml`` can be read."""
+    written = list(takewhile(Path.exists, _numbered(folder / "config.yaml")))
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = yaml.safe_load(written[-1].read_text(encoding="utf-8")) if written else None
     except (OSError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """``config.yaml``, ``config-2.yaml`` and so on."""
+    yield path
+    for number in count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
 
 
 def _loggers_of_training(folder: Path) -> dict[str, Namespace]:
