@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from rare_lightning.cli import COMMANDS, main
 from rare_lightning.evaluation.slices import read_slices
+from rare_lightning.module import SegmentationModule
 
 CONF = Path(__file__).parent / "conf"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -298,6 +299,10 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
         (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k (3): several checkpoints cannot all be called best"),
         (["--checkpoint.save_top_k", "-1"], "checkpoint.save_top_k (-1): several"),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be 1 or more"),
+        (["--model.objective.init_args.level_weights", "[1]"], "level_weights [1.0] must be one for each level"),
+        (["--model.objective.init_args.level_weights", "[1, 2, 3]"], "level_weights [1.0, 2.0, 3.0] must be"),
+        (["--model.nsd_tolerance_mm", "-1"], "nsd_tolerance_mm (-1.0) must be >= 0"),
+        (["--model.network.init_args.features", "0"], "features must be one width or depth + 1 = 3 widths, all >= 1"),
     ],
 )
 def test_settings_that_cannot_hold_get_one_line(phantom, tmp_path, monkeypatch, words, message, capsys):
@@ -307,6 +312,43 @@ def test_settings_that_cannot_hold_get_one_line(phantom, tmp_path, monkeypatch, 
     assert message in last_line(error)
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.max_epochs", "-1"], "model.scheduler one_cycle needs to know how long the run is"),
+        (["--model.optimizer.init_args.lr", "-1"], "model.optimizer: Invalid learning rate: -1.0"),
+        (
+            ["--model.optimizer", "rare_lightning.optimizers.Muon", "--model.optimizer.init_args.momentum", "2"],
+            "model.optimizer: lr (0.01) and weight_decay (0.01) must be >= 0, and momentum (2.0) in [0, 1)",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/dicee"],
+            "Early stopping conditioned on metric `val/dicee` which is not available",
+        ),
+    ],
+)
+def test_settings_that_training_finds_wrong_get_one_line(phantom, tmp_path, words, message, capsys):
+    assert fit(phantom, tmp_path / "run", *words) == 1
+    error = capsys.readouterr().err
+    assert message in last_line(error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_answered_with_what_to_do(phantom, run, tmp_path, monkeypatch, error, capsys):
+    def raises(*_):
+        raise error
+
+    monkeypatch.setattr(SegmentationModule, "forward", raises)
+    test = ["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--run_dir", str(tmp_path / "test")]
+    for command in (lambda: fit(phantom, tmp_path / "run"), lambda: main(test)):
+        assert command() == 1
+        line = last_line(capsys.readouterr().err)
+        assert line.startswith(f"rare: error: out of memory ({error}). Give a smaller --data.patch_size")
 
 
 def test_several_of_the_best_are_kept_under_names_of_their_own(phantom, tmp_path):

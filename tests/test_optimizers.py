@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from rare_lightning.optimizers import Muon
@@ -27,3 +28,20 @@ def test_everything_else_steps_as_in_adamw():
             parameter.grad = gradient.clone()
             optimizer.step()
     torch.testing.assert_close(found, expected)
+
+
+def test_kernels_keep_some_of_the_direction_they_had():
+    """A gradient that vanishes leaves its momentum, of which Nesterov's step is made."""
+    kernel = torch.nn.Parameter(torch.zeros(2, 2, 1, 1, 1))
+    optimizer = Muon([kernel], lr=1, momentum=0.5, weight_decay=0)
+    for strength in (1.0, 0.0):
+        before = kernel.detach().clone()
+        kernel.grad = strength * torch.eye(2).view(2, 2, 1, 1, 1)
+        optimizer.step()
+    assert (kernel.detach() - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("setting", [{"momentum": 1.0}, {"momentum": -0.1}, {"lr": -1}, {"weight_decay": -1}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match="must be >= 0, and momentum"):
+        Muon([torch.nn.Parameter(torch.zeros(2, 2))], **setting)

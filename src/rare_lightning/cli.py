@@ -50,6 +50,12 @@ OF_CHECKPOINT = {
 OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the Trainer that make other steps."""
 
+NO_MEMORY = "can't allocate memory"
+"""What PyTorch says on a CPU; on a GPU it has an error of its own."""
+
+UNKNOWN_METRIC = "Early stopping conditioned on metric"
+"""Lightning, of a callback that monitors what nothing logs."""
+
 
 class RunRecord(SaveConfigCallback):
     """Writes the full configuration and the split into the run folder, and never over an earlier one."""
@@ -333,12 +339,25 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"rare: error: {message}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        lost = explain_loss(error)
-        if lost is None:
+        explanation = _explain(error, words[0])
+        if explanation is None:
             raise
-        print(f"rare: error: {lost}", file=sys.stderr)
+        print(f"rare: error: {explanation}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explain(error: RuntimeError, command: str) -> str | None:
+    """The line for an error of PyTorch or Lightning that settings can mend, or that another process had; else None."""
+    message = " ".join(str(error).split())
+    if command in RareCLI.subcommands() and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in message):
+        return (
+            f"out of memory ({message}). Give a smaller --data.patch_size, which whole volumes are segmented in "
+            "windows of too, a smaller --data.batch_size, which --trainer.accumulate_grad_batches makes up for, or "
+            "--trainer.precision bf16-mixed; a run that has a checkpoint goes on with them by --ckpt_path and a new "
+            "--run_dir"
+        )
+    return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)
 
 
 def _report_wrong_words(words: list[str], error: ArgumentError) -> int:

@@ -78,7 +78,8 @@ class SegmentationModule(L.LightningModule):
             Python, call :func:`~rare_lightning.configuration.begin_from` with the network.
 
     Raises:
-        ValueError: If level_cycle names levels that the network does not know, or none.
+        ValueError: If level_cycle names levels that the network does not know, or none, level_weights are not as many
+            as its levels, or nsd_tolerance_mm is negative.
     """
 
     def __init__(
@@ -95,6 +96,11 @@ class SegmentationModule(L.LightningModule):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
+        weights = objective.level_weights if objective else None
+        if weights is not None and len(weights) != max(network.levels) + 1:
+            raise ValueError(f"level_weights {list(weights)} must be one for each level, 0 to {max(network.levels)}")
+        if nsd_tolerance_mm < 0:
+            raise ValueError(f"nsd_tolerance_mm ({nsd_tolerance_mm}) must be >= 0")
         with warnings.catch_warnings():
             # Kept is a description of the network, not the module that Lightning warns of.
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")

@@ -22,11 +22,18 @@ class Muon(pytorch_optimizer.Muon):
         lr: Learning rate.
         momentum: Of kernels.
         weight_decay: Share of a weight that a step at rate 1 takes off.
+
+    Raises:
+        ValueError: If lr or weight_decay is negative, or momentum outside [0, 1).
     """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 3e-3, momentum: float = 0.95, weight_decay: float = 1e-2
     ) -> None:
+        if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+            raise ValueError(
+                f"lr ({lr}) and weight_decay ({weight_decay}) must be >= 0, and momentum ({momentum}) in [0, 1)"
+            )
         parameters = list(params)
         kernels = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]

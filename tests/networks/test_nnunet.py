@@ -76,3 +76,8 @@ def test_padding_changes_nothing_for_the_scan():
 def test_missing_plan_is_refused():
     with pytest.raises(ValueError, match="patch_size"):
         NNUNet(1, 3)
+
+
+def test_no_width_is_refused():
+    with pytest.raises(ValueError, match=r"features \(0\) must be >= 1"):
+        network(features=0)

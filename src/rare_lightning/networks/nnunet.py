@@ -78,7 +78,7 @@ class NNUNet(FixedResolutionNetwork):
         strides: Per-axis stride of each of them.
 
     Raises:
-        ValueError: If spacing or patch_size is missing.
+        ValueError: If spacing or patch_size is missing, or features is not positive.
         UserError: If the package is missing.
     """
 
@@ -99,6 +99,8 @@ class NNUNet(FixedResolutionNetwork):
         self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if spacing is None or patch_size is None:
             raise ValueError("NNUNet needs spacing (mm) and patch_size (voxels), which its topology follows from")
+        if features < 1:
+            raise ValueError(f"features ({features}) must be >= 1")
         topology = plan_topology(spacing, patch_size)
         self.coarsest_stride = level_stride(topology.strides, len(topology.strides))
         self.patch_size = round_up(patch_size, self.coarsest_stride)

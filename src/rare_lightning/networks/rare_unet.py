@@ -63,8 +63,10 @@ class RAREUNet(MultiResolutionNetwork):
             raise ValueError(f"gateway_blocks ({gateway_blocks}) must be >= 1")
         if isinstance(features, int):
             features = [min(features * 2**k, MAX_WIDTH) for k in range(depth + 1)]
-        if len(features) != depth + 1:
-            raise ValueError(f"features must be one width or depth + 1 = {depth + 1} widths: {list(features)}")
+        if len(features) != depth + 1 or min(features) < 1:
+            raise ValueError(
+                f"features must be one width or depth + 1 = {depth + 1} widths, all >= 1: {list(features)}"
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.levels = tuple(range(levels + 1))
