@@ -85,6 +85,15 @@ def test_a_checkpoint_alone_can_be_tested(copied, capsys):
         assert imread(copied / "test" / name).std() > 0
 
 
+def test_a_checkpoint_that_does_not_say_how_its_network_is_made_gets_one_line(copied, capsys):
+    best = copied / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    del content["hyper_parameters"]["network"]
+    torch.save(content, best)
+    assert main(["test", "--ckpt_path", str(best)]) == 1
+    assert "best.ckpt: does not say how its network is made" in last_line(capsys.readouterr().err)
+
+
 def test_testing_twice_gives_the_same(copied):
     tables = []
     for _ in range(2):

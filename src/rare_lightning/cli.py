@@ -436,8 +436,10 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     # older checkpoints: training's business, as what replaced them.
     for name in ("class_names", "window_size", "init_from", "train_levels", "levels_per_step"):
         settings["model"].pop(name, None)
+    if "network" not in settings["model"]:
+        raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")
     for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
-        settings["model"]["network"]["init_args"].pop(name, None)
+        settings["model"]["network"].get("init_args", {}).pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
 
 

@@ -104,7 +104,7 @@ def keep_plain_hyperparameters(component: HyperparametersMixin) -> None:
     """Make saved hyper-parameters readable by ``torch.load(weights_only=True)`` and enough to build the object again.
 
     LightningCLI gives them as class paths and arguments already. Objects that were built in Python are brought to the
-    same form; those that do not tell their ``init_args`` are left out, so that the constructor's default or a keyword
+    same form; those that do not tell plain ``init_args`` are left out, so that the constructor's default or a keyword
     of ``load_from_checkpoint`` stands in.
     """
     if "_instantiator" in component.hparams:
@@ -127,12 +127,15 @@ def _describe(value: Any) -> Any:
         return NotImplemented if any(item is NotImplemented for item in items) else items
     if isinstance(value, type):
         return {"class_path": _path(value)}
+    kind, arguments = type(value), getattr(value, "init_args", None)
     if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
-        return {"class_path": _path(value.func), "init_args": {k: _describe(v) for k, v in value.keywords.items()}}
-    init_args = getattr(value, "init_args", None)
-    if isinstance(init_args, dict):
-        return {"class_path": _path(type(value)), "init_args": {k: _describe(v) for k, v in init_args.items()}}
-    return NotImplemented
+        kind, arguments = value.func, value.keywords
+    if not isinstance(arguments, dict):
+        return NotImplemented
+    described = {name: _describe(argument) for name, argument in arguments.items()}
+    if any(argument is NotImplemented for argument in described.values()):
+        return NotImplemented
+    return {"class_path": _path(kind), "init_args": described}
 
 
 def _path(kind: type) -> str:

@@ -95,8 +95,6 @@ class NNUNet(FixedResolutionNetwork):
         strides: int | Sequence[Sequence[int]] = 2,
     ) -> None:
         super().__init__(levels, depth, strides)
-        # Kept so that a checkpoint can say how to build this object again.
-        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if spacing is None or patch_size is None:
             raise ValueError("NNUNet needs spacing (mm) and patch_size (voxels), which its topology follows from")
         if features < 1:

@@ -55,8 +55,6 @@ class RAREUNet(MultiResolutionNetwork):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        # Kept so that a checkpoint can say how to build this object again.
-        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if not 0 <= levels < depth:
             raise ValueError(f"levels ({levels}) must be >= 0 and < depth ({depth}): level l enters at encoder stage l")
         if gateway_blocks < 1:

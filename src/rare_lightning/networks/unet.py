@@ -39,8 +39,6 @@ class UNet(FixedResolutionNetwork):
         residual: bool = False,
     ) -> None:
         super().__init__(levels, depth, strides)
-        # Kept so that a checkpoint can say how to build this object again.
-        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         arguments = (in_channels, out_channels, features, depth, 0, strides, normalization, activation, dropout)
         self.network = RAREUNet(*arguments, head="plain", residual=residual)
         self.coarsest_stride = self.network.coarsest_stride

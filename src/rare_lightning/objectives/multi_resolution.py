@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rare_lightning.networks import DeepLogits, Prediction, Pyramid
+from rare_lightning.networks.base import SelfDescribing
 from rare_lightning.networks.grids import Size3
 from rare_lightning.objectives.segmentation import DiceCrossEntropy
 
 
-class MultiResolutionLoss(nn.Module):
+class MultiResolutionLoss(SelfDescribing, nn.Module):
     """Weighted segmentation loss of every level, plus feature consistency (https://arxiv.org/abs/2507.15524).
 
     ``sum_l w_l * (alpha * CE_l + (1 - alpha) * Dice_l) + lambda * mean_l MSE(gateway_l, stop_gradient(encoder_l))``
@@ -37,8 +38,6 @@ class MultiResolutionLoss(nn.Module):
         consistency_warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
-        # Kept so that a checkpoint can say how to build this object again.
-        self.init_args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if level_weights is not None and (min(level_weights) < 0 or sum(level_weights) == 0):
             raise ValueError(f"level_weights must be >= 0 and not all 0: {list(level_weights)}")
         if consistency_weight < 0 or consistency_warmup_epochs < 0:
