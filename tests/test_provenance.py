@@ -1,9 +1,11 @@
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rare_lightning import provenance
 
@@ -20,6 +22,25 @@ def test_a_process_is_described_by_plain_values(monkeypatch):
     assert "CPU cores" in described["hardware"]
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--data.root=/home/alice/Task04", "--data.root=Task04"),
+        ("nnU-Net=/home/alice/tables/nnunet.csv", "nnU-Net=nnunet.csv"),
+        ("[/home/alice/a.ckpt, '/b.ckpt']", "[a.ckpt, 'b.ckpt']"),
+        (
+            '{"root": "/home/alice/x", "download": "https://host/folder"}',
+            '{"root": "x", "download": "https://host/folder"}',
+        ),
+        ("--data.download=https://host/folder", "--data.download=https://host/folder"),
+        ("runs/a", "runs/a"),
+    ],
+)
+def test_a_command_is_kept_without_folders(monkeypatch, word, expected):
+    monkeypatch.setattr(sys, "argv", ["rare", word])
+    assert shlex.split(provenance.describe_process()["command"]) == ["rare", expected]
+
+
 def test_a_modified_tree_is_told_from_a_committed_one(monkeypatch, tmp_path):
     def git(*words):
         command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
@@ -28,7 +49,11 @@ def test_a_modified_tree_is_told_from_a_committed_one(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "module.py"))
     assert provenance.describe_process()["commit"] is None
     git("init")
+    (tmp_path / "other.py").touch()
+    git("add", "other.py")
+    git("commit", "-m", "of a project that has this one in an environment")
     (tmp_path / "module.py").write_text("1")
+    assert provenance.describe_process()["commit"] is None
     git("add", "module.py")
     git("commit", "-m", "one")
     head = git("rev-parse", "HEAD")[:12]

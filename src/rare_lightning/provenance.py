@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 import psutil
 import torch
+
+FOLDERS = re.compile(r"""(?<=[=\[{(,"' ])/(?:[^,"'\]})]*/)?(?=[^/])""")
+"""Those of an absolute path that is the value of an option, or stands in a list."""
 
 PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai", "pytorch-optimizer")
 
@@ -34,7 +38,9 @@ def run_seed() -> int | None:
 
 def _without_folders(word: str) -> str:
     """Absolute paths lose their folders: records get published, and those are nobody else's business."""
-    return Path(word).name if word.startswith("/") else word
+    if word.startswith("/"):
+        return Path(word).name
+    return FOLDERS.sub("", word)
 
 
 def peak_memory_gib() -> float | None:
@@ -60,10 +66,18 @@ def cpu_minutes() -> float:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that runs, ``-modified`` if files differ from it; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    """Commit of the source tree that runs, ``-modified`` if files differ from it; None where no repository has it."""
+    tracked = _git(
+        "ls-files", "--error-unmatch", Path(__file__).name
+    )  # as an environment within another's repository is not
+    return tracked and _git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=-modified")
+
+
+def _git(*words: str) -> str | None:
+    """What git says in the folder of this file; None if it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        ran = subprocess.run([*command, "--dirty=-modified"], capture_output=True, text=True, check=True, timeout=10)
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return ran.stdout.strip()
