@@ -104,6 +104,44 @@ def test_levels_left_out_of_training_do_not_learn(data, tmp_path):
     assert not any(name.startswith(("encoder.0", "heads.0", "decoder.0")) for name in changed)
 
 
+class Objective(MultiResolutionLoss):
+    """Keeps what it is asked for, and always finds a loss of 1."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.epochs = []
+
+    def forward(self, prediction, targets, epoch=0):
+        self.epochs.append(epoch)
+        return {"loss": next(iter(prediction.logits.values())).sum() * 0 + 1}
+
+
+def test_steps_go_by_the_epoch_and_their_levels_share(data, tmp_path):
+    """The consistency's warm-up counts epochs; a step of some levels must not move as far as one of all."""
+    losses = []
+
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            losses.append(float(outputs["loss"]))
+
+    objective = Objective(level_weights=[3, 1])
+    module = SegmentationModule(network(), NAMES, objective, level_cycle=[[0], [1], [0, 1]])
+    trainer(tmp_path, max_epochs=3, limit_train_batches=1, limit_val_batches=0, callbacks=[Losses()]).fit(module, data)
+    assert losses == [0.75, 0.25, 1]
+    assert objective.epochs == [0, 1, 2]
+
+
+def test_surfaces_are_scored_with_the_tolerance_that_is_set(data):
+    data.prepare_data()
+    batch = next(iter(data.test_dataloader()))
+    torch.manual_seed(0)
+    net = network().eval()
+    with torch.no_grad():
+        near, far = (SegmentationModule(net, NAMES, nsd_tolerance_mm=mm).test_step(batch, 0) for mm in (0.5, 50))
+    scores = [[row.scores.nsd for result in results for row in result.rows] for results in (near, far)]
+    assert max(scores[0]) < 1 == max(scores[1])
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
     module = SegmentationModule(network(), NAMES)
     with torch.no_grad():
