@@ -12,7 +12,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.segmentation import DiceScore
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
@@ -28,6 +27,7 @@ from rare_lightning.evaluation.protocol import (
 from rare_lightning.inference.windows import segment_level
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
+from rare_lightning.running_dice import RunningDice
 from rare_lightning.schedules import Schedule, Scheduler
 
 LevelCycle = list[list[int]] | Literal["nested", "each"] | None
@@ -124,14 +124,7 @@ class SegmentationModule(L.LightningModule):
         self.val_losses: dict[str, MeanMetric] = {}
 
     def _configure_dice(self) -> nn.ModuleDict:
-        classes = len(self.class_names)
-        return nn.ModuleDict(
-            {
-                # A class absent from truth and prediction is NaN and left out, from one only 0.
-                str(level): DiceScore(classes, include_background=False, average="none", input_format="index")
-                for level in self.levels
-            }
-        )
+        return nn.ModuleDict({str(level): RunningDice(len(self.class_names)) for level in self.levels})
 
     def forward(self, images: Pyramid) -> Prediction:
         """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level."""
@@ -305,7 +298,7 @@ class SegmentationModule(L.LightningModule):
         for level, logits in prediction.logits.items():
             metric: Any = metrics[str(level)]
             # torch's argmax over a strided axis takes five times as long as its max.
-            metric.update(logits[:counted].detach().max(dim=1).indices, targets[level][:counted].long())
+            metric.update(logits[:counted].detach().max(dim=1).indices, targets[level][:counted])
 
     def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
         means = []
