@@ -25,9 +25,9 @@ from rare_lightning.evaluation.protocol import (
     without_padding,
 )
 from rare_lightning.inference.windows import segment_level
+from rare_lightning.metrics.running_dice import RunningDice
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
-from rare_lightning.running_dice import RunningDice
 from rare_lightning.schedules import Schedule, Scheduler
 
 LevelCycle = list[list[int]] | Literal["nested", "each"] | None

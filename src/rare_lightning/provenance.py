@@ -67,9 +67,8 @@ def cpu_minutes() -> float:
 
 def _commit() -> str | None:
     """Commit of the source tree that runs, ``-modified`` if files differ from it; None where no repository has it."""
-    tracked = _git(
-        "ls-files", "--error-unmatch", Path(__file__).name
-    )  # as an environment within another's repository is not
+    # As an environment within another's repository is not.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     return tracked and _git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=-modified")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchmetrics.segmentation import DiceScore
 
-from rare_lightning.running_dice import RunningDice
+from rare_lightning.metrics.running_dice import RunningDice
 
 
 @pytest.mark.parametrize("classes", [2, 5])
