@@ -1,6 +1,7 @@
 """Keeps in every checkpoint how it came about."""
 
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,8 @@ class TrainingRecord(L.Callback):
 
     ``minutes`` is wall time, ``cpu_minutes`` the processor time of the process and its loaders. ``step_seconds`` is the
     median time of a training step without the wait for its data, ``peak_memory_gib`` the most memory that the process
-    held (that its tensors held, on a GPU), validation included.
+    held (that its tensors held, on a GPU), validation included. ``init_from`` are the weights that the training began
+    from, with the cases that they were trained or validated on.
 
     Attributes:
         record: Of the training that made the loaded checkpoint, or goes on; empty before either.
@@ -29,12 +31,19 @@ class TrainingRecord(L.Callback):
         self._step_started = 0.0
         self._step_seconds: list[float] = []
 
+    def begins_from(self, weights: str, checkpoint: dict[str, Any]) -> None:
+        """Remember what a training begins from, and which cases those weights know, from their own beginnings on."""
+        split = checkpoint["DecathlonDataModule"].get("split", {})
+        before = checkpoint.get("callbacks", {}).get("TrainingRecord", {}).get("init_from", {})
+        known = {*split.get("train", ()), *split.get("val", ()), *before.get("cases", ())}
+        self.record = {"init_from": {"weights": Path(weights).name, "cases": sorted(known)}}
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run adds to the minutes it had."""
         self._earlier_minutes = self.record.get("minutes", 0.0)
         self._earlier_cpu_minutes = self.record.get("cpu_minutes", 0.0) - cpu_minutes()
         self._started = time.monotonic()
-        self.record = describe_process()
+        self.record = describe_process() | {k: v for k, v in self.record.items() if k == "init_from"}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

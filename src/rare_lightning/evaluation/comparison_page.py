@@ -88,6 +88,15 @@ def _head(comparison: Comparison) -> list[Block]:
                 "brought down alike and NSD forgives the same distance could not be checked."
             )
         )
+    for method in comparison.methods:
+        if seen := method.summary.get("cases_seen_before"):
+            weights = method.summary["training"]["init_from"]["weights"]
+            blocks.append(
+                Paragraph(
+                    f"**{method.name} began from `{weights}`, which was trained or validated on {len(seen)} of these "
+                    "cases: its scores flatter.**"
+                )
+            )
     return blocks
 
 

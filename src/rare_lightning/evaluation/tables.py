@@ -133,11 +133,13 @@ def write_scores(
         median_size: Of the scans in voxels of level 0, where there are scans.
         without_prediction: Number of labels that were not scored since nothing was predicted, where that can be.
     """
+    seen = {row.case for row in rows}.intersection((training or {}).get("init_from", {}).get("cases", ()))
     summary = {
         "protocol": protocol,
         **({"median_size": median_size} if median_size is not None else {}),
         **summarize(rows),
         **({"labels_without_prediction": without_prediction} if without_prediction is not None else {}),
+        **({"cases_seen_before": sorted(seen)} if seen else {}),
         "test": describe_process(),
         "training": training,
     }
@@ -166,7 +168,10 @@ def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
 def describe_summary(summary: dict[str, Any]) -> str:
     """One line under a table: what was measured, and how the network came about."""
     test, training = summary["test"], summary["training"] or {}
-    words = [f"{summary['cases']} cases", f"NSD tolerance {summary['protocol']['nsd_tolerance_mm']:g} mm"]
+    words = [f"{summary['cases']} cases"]
+    if seen := summary.get("cases_seen_before"):
+        words.append(f"{len(seen)} of them known to {training['init_from']['weights']}, from which the training began")
+    words += [f"NSD tolerance {summary['protocol']['nsd_tolerance_mm']:g} mm"]
     if "minutes" in training:
         words.append(f"trained for {training['epochs']} epochs, {training['minutes']:.1f} min")
     if "step_seconds" in training:
