@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from matplotlib.image import imread
 
+from rare_lightning import __version__
 from rare_lightning.cli import COMMANDS, main
 from rare_lightning.evaluation.slices import read_slices
 from rare_lightning.module import SegmentationModule
@@ -426,3 +428,23 @@ def test_tools_and_help_read_well(capsys, tmp_path):
         printed = capsys.readouterr().out
         assert f"{name} " in printed.splitlines()[0] + " "
         assert COMMANDS[name].split(":")[0] in printed
+
+
+def test_help_and_version_do_not_wait_for_libraries():
+    script = "import sys; from rare_lightning.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for words, answer in ((["--help"], "predict"), (["--version"], __version__)):
+        ran = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        assert answer in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--trainer.max_epochs", "1"], "give --data.root, the folder of a Decathlon task"),
+        (["fit", "--data.root", "x", "--trainer.max_ep", "1"], "unrecognized arguments: --trainer.max_ep"),
+        (["predict", "--ckpt_path", "a", "--input", "b", "--output", "c", "--prev"], "unrecognized arguments: --prev"),
+    ],
+)
+def test_what_is_left_out_or_shortened_is_named(words, message, capsys):
+    assert main(words) in (1, 2)
+    assert message in last_line(capsys.readouterr().err)

@@ -1,5 +1,7 @@
 """Models in the package, and runs that begin from a model."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,28 @@ def test_cases_that_a_model_has_seen_are_said(phantom, earlier, tmp_path, caplog
     lines = [record.getMessage() for record in caplog.records if said in record.getMessage()]
     assert len(lines) == seen
     assert all(case in line for line in lines for case in train)
+
+
+def test_tests_and_comparisons_say_what_the_beginning_had_seen(phantom, earlier, tmp_path, capsys):
+    run = tmp_path / "run"
+    # The test cases of another split, which the earlier training knows in part.
+    more = ["--model.init_from", str(earlier), "--data.seed", "5"]
+    assert fit(phantom, run, *more) == 0
+    best = run / "checkpoints" / "last.ckpt"
+    known = read_checkpoint(earlier)["DecathlonDataModule"]["split"]
+    tested = read_checkpoint(best)["DecathlonDataModule"]["split"]["test"]
+    seen = sorted({*known["train"], *known["val"]} & {*tested})
+    assert seen
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", str(best)]) == 0
+    assert f"{len(seen)} of them known to {earlier.name}, from which" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((run / "test" / "summary.json").read_text())["cases_seen_before"] == seen
+    (tmp_path / "other" / "test").mkdir(parents=True)
+    shutil.copy(run / "test" / "cases.csv", tmp_path / "other" / "test")
+    words = ["compare", str(run), str(tmp_path / "other"), "--output", str(tmp_path / "both"), "--timing", "false"]
+    assert main(words) == 0
+    page = (tmp_path / "both" / "comparison.md").read_text()
+    assert f"which was trained or validated on {len(seen)} of these cases: its scores flatter." in page
 
 
 def test_heads_are_made_anew_for_other_classes(earlier, tmp_path, caplog):

@@ -1,11 +1,15 @@
 """Resolution-aware 3D medical image segmentation with PyTorch Lightning."""
 
-from rare_lightning.callbacks import TestReport, TrainingRecord
-from rare_lightning.data import DecathlonDataModule, make_phantom
-from rare_lightning.inference import Segmenter, load
-from rare_lightning.module import SegmentationModule
-from rare_lightning.networks import NNUNet, RAREUNet, UNet
-from rare_lightning.objectives import MultiResolutionLoss
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rare_lightning.callbacks import TestReport, TrainingRecord
+    from rare_lightning.data import DecathlonDataModule, make_phantom
+    from rare_lightning.inference import Segmenter, load
+    from rare_lightning.module import SegmentationModule
+    from rare_lightning.networks import NNUNet, RAREUNet, UNet
+    from rare_lightning.objectives import MultiResolutionLoss
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,24 @@ __all__ = [
     "load",
     "make_phantom",
 ]
+
+_HOMES = {
+    "callbacks": ("TestReport", "TrainingRecord"),
+    "data": ("DecathlonDataModule", "make_phantom"),
+    "inference": ("Segmenter", "load"),
+    "module": ("SegmentationModule",),
+    "networks": ("NNUNet", "RAREUNet", "UNet"),
+    "objectives": ("MultiResolutionLoss",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is: PyTorch and Lightning take seconds, which ``rare --help`` need not wait."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,374 @@
+"""``rare fit``, ``validate`` and ``test``: LightningCLI with run folders and the task's classes."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
+from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
+from rare_lightning.configuration import begin_from, changed_settings, read_checkpoint
+from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.download import find_task
+from rare_lightning.data.preprocessing import median_size, median_spacing
+from rare_lightning.data.task import Task, read_task
+from rare_lightning.errors import UserError
+from rare_lightning.models import find_checkpoint, model_names
+from rare_lightning.module import SegmentationModule
+from rare_lightning.processes import end_with_parent
+from rare_lightning.provenance import describe_process
+from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, settings_of_training, unused
+
+ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
+"""Settings that change nothing but where and how fast a run goes."""
+
+OF_CHECKPOINT = {
+    f"data.{name}"
+    for name in ("seed", "fold", "folds", "test_fraction", "splits_file", "spacing", "normalize", "foreground")
+} | {"model.init_from"}
+"""Settings of split and preprocessing, and of the beginning: a network goes on with the cases that it knows."""
+
+OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Settings of the Trainer that make other steps."""
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes the full configuration and the split into the run folder, and never over an earlier one."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called on rank 0 alone, before the first step."""
+        split = trainer.datamodule.split.as_dict()  # type: ignore[attr-defined]
+        if stage == "fit":
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
+            unused(folder / "splits.json").write_text(json.dumps([split], indent=1) + "\n", "utf-8")
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]  # the folder has it all
+        if not loggers:
+            return
+        record = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        if stage == "fit":
+            record["split"] = split
+        else:  # that of the training is not to be overwritten
+            record = {section: record[section] for section in ("model", "data")}
+        record[stage] = describe_process()
+        for logger in loggers:
+            logger.log_hyperparams(record)
+
+
+class RareCLI(LightningCLI):
+    """LightningCLI with run folders, and with the task's channels and classes read from its dataset.json."""
+
+    _data_state: dict[str, Any] | None = None
+    """Split and preprocessing of the checkpoint that a training goes on from."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Subcommands, and the Trainer arguments that the CLI itself provides."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Run folder, checkpointing, and what follows from the data."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder for everything this run writes. By default a new one under runs/; for validate and test, the "
+            "one that the checkpoint lies in.",
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="For fit: go on with the run in run_dir from its last checkpoint, as if it had not been interrupted; "
+            "begin it if it has none.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ValidationSlices, "slices")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/dice",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                # A run that was interrupted after it saved its best, but before its last, saves the same again.
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        network = "model.network.init_args."
+        for name in ("levels", "depth", "strides"):
+            parser.link_arguments(f"data.{name}", network + name)
+        parser.link_arguments("data.patch_size", "model.window_size")
+        task = ("data.root", "data.download")
+        parser.link_arguments(task, network + "in_channels", compute_fn=_count_channels)
+        parser.link_arguments(task, network + "out_channels", compute_fn=_count_classes)
+        parser.link_arguments(task, "model.class_names", compute_fn=_class_names)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words given to :func:`main`."""
+        if not isinstance(args, list):
+            raise TypeError(f"args must be a list of words: {args!r}")
+        self.config = parser.parse_args(_with_settings_of_checkpoint(args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would let a checkpoint's settings overrule those of the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its folder."""
+        config = self.config[self.subcommand]
+        _refuse_what_cannot_hold(config)
+        if config.resume:
+            config.ckpt_path = _checkpoint_to_resume(config, str(self.subcommand))
+        checkpoint = config.get("ckpt_path")
+        folder = run_folder(config.run_dir, None if checkpoint in model_names() else checkpoint)
+        if checkpoint is not None:
+            checkpoint = config.ckpt_path = str(find_checkpoint(checkpoint))
+        if self.subcommand == "fit":
+            if not config.resume:
+                refuse_folder_in_use(folder, checkpoint)
+            _plan_network(config)
+            if checkpoint is not None:
+                # And not by Lightning, who would run the pickles of one that comes from a URL.
+                content = read_checkpoint(checkpoint)
+                if "optimizer_states" not in content:
+                    raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
+                self._compare_settings(content, config)
+                self._data_state = content["DecathlonDataModule"]
+        elif checkpoint is None:
+            raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
+        config.run_dir = str(folder)
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = str(folder / "checkpoints")
+        log_into(config.trainer, folder, str(self.subcommand))
+        # Not save_last of the best's: that one is written only when the best is.
+        last = ModelCheckpoint(
+            folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        record, pace = TrainingRecord(), TrainingPace()
+        self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), record, pace, EpochSeed(), last]
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The configured Trainer, writing checkpoints whole."""
+        plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[AtomicCheckpointIO(), *plugins], **kwargs)
+
+    @staticmethod
+    def _compare_settings(checkpoint: dict[str, Any], config: Namespace) -> None:
+        """Say which settings differ from a checkpoint's and which of them hold.
+
+        Raises:
+            UserError: If the run is to be resumed, which has one set of settings.
+        """
+        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+        given = {section: config[section].as_dict() for section in saved}
+        if config.resume and (written := settings_of_training(Path(config.run_dir).expanduser())):
+            # Checkpoints do not hold these.
+            for settings, source in ((saved, written), (given, config)):
+                settings["seed_everything"] = source["seed_everything"]
+                settings["trainer"] = {name: source["trainer"][name] for name in OF_STEPS}
+        changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
+        if config.resume and changes:
+            listed = "; ".join(map(str, changes))
+            raise UserError(
+                f"--resume goes on with a run as it was begun, but {listed}. Give what it was begun with, or a new "
+                f"--run_dir and --ckpt_path {config.ckpt_path}"
+            )
+        for change in changes:
+            holds = "checkpoint's" if change.name in OF_CHECKPOINT else "given one"
+            rank_zero_info(f"{change}; the {holds} holds")
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def before_fit(self) -> None:
+        """Begin from what is given, and say what is known to make a run slow, or its scores flatter."""
+        init_from = self.config[self.subcommand].model.init_from
+        if self._data_state is not None:
+            # Lightning does so after data was prepared and the run's split written down.
+            self.datamodule.load_state_dict(self._data_state)
+        elif init_from is not None:
+            earlier = begin_from(self.model.network, init_from)
+            self._say_what_was_seen(init_from, earlier["DecathlonDataModule"].get("split", {}))
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
+            next(one for one in callbacks if isinstance(one, TrainingRecord)).begins_from(init_from, earlier)
+        self._say_what_is_slow()
+
+    def _say_what_is_slow(self) -> None:
+        """Where a processor would only imitate the numbers that were asked for."""
+        capabilities = getattr(torch.cpu, "get_capabilities", None)  # before 2.11, PyTorch cannot tell
+        if not isinstance(self.trainer.accelerator, CPUAccelerator) or capabilities is None:
+            return
+        if any(has for name, has in capabilities().items() if name.endswith("bf16")):
+            return
+        optimizer = str(self.config[self.subcommand].model.optimizer)
+        instead = ["--trainer.precision 32-true"] if "bf16" in str(self.trainer.precision) else []
+        instead += ["--model.optimizer torch.optim.AdamW"] if "Muon" in optimizer else []
+        if instead:
+            rank_zero_info(f"This processor does not multiply bfloat16. Faster steps: {' '.join(instead)}")
+
+    def _say_what_was_seen(self, init_from: str, earlier: dict[str, Any]) -> None:
+        """Where weights that the run begins from know cases that it scores.
+
+        Args:
+            init_from: Where they are from.
+            earlier: The split they were trained with.
+        """
+        split = self.datamodule.split
+        # Not those that both validate with, as all of one split are.
+        seen = {*earlier.get("train", ())} & {*split.val, *split.test} | {*earlier.get("val", ())} & {*split.test}
+        if seen:
+            rank_zero_info(
+                f"{init_from} was trained or validated on {len(seen)} cases that this run validates or "
+                f"tests with, among them {', '.join(sorted(seen)[:5])}, if what has the same id is the same. Their "
+                "scores would flatter: give a data.splits_file without them"
+            )
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        folder = Path(self.trainer.default_root_dir)
+        best = self.config_init[self.subcommand]["checkpoint"].best_model_path
+        if self.trainer.is_global_zero:
+            print(f"Run folder: {folder}")
+            checkpoint = Path(best or folder / "checkpoints" / LAST)  # where no epoch was validated
+            if checkpoint.exists():  # it is not after trainer.fast_dev_run
+                print(f"Next: rare test --ckpt_path {checkpoint}")
+
+    def after_validate(self) -> None:
+        """Say where the metrics are."""
+        if self.trainer.is_global_zero:
+            print(f"Validation metrics logged under {self.trainer.default_root_dir}/logs")
+
+    def after_test(self) -> None:
+        """Say where the report is."""
+        if self.trainer.is_global_zero:
+            print(
+                f"Test report in {self.trainer.default_root_dir}/test: "
+                "cases.csv, summary.json, slices.npz, dice_by_resolution.png, montage.png"
+            )
+
+
+def train(words: list[str], purpose: str) -> None:
+    """Run LightningCLI.
+
+    Args:
+        words: Of the command line, the command first.
+        purpose: Of the command, for its help.
+    """
+    if "LOCAL_RANK" in os.environ:  # started by the first process of its machine, by torchrun or another launcher
+        end_with_parent()
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    RareCLI(
+        SegmentationModule,
+        DecathlonDataModule,
+        save_config_callback=RunRecord,
+        save_config_kwargs={"save_to_log_dir": False},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={
+            **strict,
+            **dict.fromkeys(RareCLI.subcommands(), strict),
+            words[0]: {**strict, "description": purpose},
+        },
+        args=words,
+    )
+
+
+def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
+    """For validate and test: put the checkpoint's model and data settings before those of the command line."""
+    if not words or words[0] not in ("validate", "test"):
+        return words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    path = parser.parse_known_args(words[1:])[0].ckpt_path
+    if path is None:
+        return words
+    checkpoint = read_checkpoint(path)
+    settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+    for section in settings.values():
+        section.pop("_instantiator", None)
+    # What follows from the data is linked to it and not to be given; weights are the checkpoint's. The last two are of
+    # older checkpoints: training's business, as what replaced them.
+    for name in ("class_names", "window_size", "init_from", "train_levels", "levels_per_step"):
+        settings["model"].pop(name, None)
+    if "network" not in settings["model"]:
+        raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")
+    for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
+        settings["model"]["network"].get("init_args", {}).pop(name, None)
+    return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _refuse_what_cannot_hold(config: Namespace) -> None:
+    """Settings that would be overruled, or mean something else than they say."""
+    root, checkpoints = config.trainer.default_root_dir, config.checkpoint.dirpath
+    # The config.yaml of a run has both as they were, and may be given again.
+    if (root or checkpoints) and not (root and checkpoints and Path(checkpoints) == Path(root) / "checkpoints"):
+        setting = f"checkpoint.dirpath ({checkpoints})" if checkpoints else f"trainer.default_root_dir ({root})"
+        raise UserError(f"{setting}: everything of a run goes into its folder. Give --run_dir instead")
+    kept, filename = config.checkpoint.save_top_k, config.checkpoint.filename
+    if kept not in (0, 1) and filename and "{" not in filename:
+        raise UserError(
+            f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
+            "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
+        )
+    if config.trainer.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
+
+
+def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
+    if subcommand != "fit":
+        raise UserError(f"--resume goes on with a training: leave it out of rare {subcommand}")
+    if config.run_dir is None or config.get("ckpt_path") is not None:
+        raise UserError("--resume needs --run_dir, the folder of the run, and finds the checkpoint there by itself")
+    folder = Path(config.run_dir).expanduser()
+    last = find_last(folder)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # A run that is killed in its first moments has its loggers' folders, and no config.yaml yet.
+    if last is None and there - {"logs", "wandb", "tensorboard"} and "config.yaml" not in there:
+        raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
+    return None if last is None else str(last)
+
+
+def _plan_network(config: Namespace) -> None:
+    """Tell a network whose shape follows from the data, as nnU-Net's does, the spacing and size of its input."""
+    arguments = config.model.network.init_args
+    if "patch_size" not in arguments or arguments.patch_size is not None:
+        return
+    cases = read_task(config.data.root).cases
+    arguments.spacing = list(config.data.spacing or median_spacing(cases))
+    arguments.patch_size = list(config.data.patch_size or median_size(cases, tuple(arguments.spacing)))
+
+
+def _count_channels(root: str | None, download: bool | str) -> int:
+    return len(_task(root, download).channels)
+
+
+def _count_classes(root: str | None, download: bool | str) -> int:
+    return len(_task(root, download).classes)
+
+
+def _class_names(root: str | None, download: bool | str) -> list[str]:
+    return list(_task(root, download).classes)
+
+
+def _task(root: str | None, download: bool | str) -> Task:
+    if root is None:
+        raise UserError("give --data.root, the folder of a Decathlon task. To try without data: rare phantom ROOT")
+    return find_task(root, download)
