@@ -12,6 +12,7 @@ import torch
 import yaml
 from matplotlib.image import imread
 
+import rare_lightning
 from rare_lightning import __version__
 from rare_lightning.cli import COMMANDS, main
 from rare_lightning.evaluation.slices import read_slices
@@ -448,3 +449,13 @@ def test_help_and_version_do_not_wait_for_libraries():
 def test_what_is_left_out_or_shortened_is_named(words, message, capsys):
     assert main(words) in (1, 2)
     assert message in last_line(capsys.readouterr().err)
+
+
+def test_the_package_imports_what_is_asked_for():
+    script = "import rare_lightning as r; r.RAREUNet(1, 2); print(r.networks.UNet is r.UNet, r.__dir__())"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("True")
+    assert "Segmenter" in ran.stdout
+    with pytest.raises(AttributeError, match="has no attribute 'RareUNet'"):
+        rare_lightning.RareUNet  # noqa: B018  # the access itself is tested
+    assert all(getattr(rare_lightning, name) for name in rare_lightning.__all__)
