@@ -83,7 +83,8 @@ def _git(*words: str) -> str | None:
 
 
 def _hardware() -> str:
-    processors = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    processors = f"{os.cpu_count()} CPU cores ({_processor()}), {threads} {'thread' if threads == 1 else 'threads'}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return "; ".join([processors, *gpus])
 
