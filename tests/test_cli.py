@@ -451,6 +451,14 @@ def test_what_is_left_out_or_shortened_is_named(words, message, capsys):
     assert message in last_line(capsys.readouterr().err)
 
 
+def test_patches_that_are_too_small_are_answered_with_a_line(phantom, tmp_path, capsys):
+    deep = ["--data.depth", "4", "--data.patch_size", "[8,8,8]", "--trainer.num_sanity_val_steps"]
+    for sanity_steps in ("0", "2"):  # training, and validation in windows of that size
+        assert fit(phantom, tmp_path / sanity_steps, *deep, sanity_steps) == 1
+        line = last_line(capsys.readouterr().err)
+        assert "too small" in line and "Give a larger data.patch_size" in line
+
+
 def test_the_package_imports_what_is_asked_for():
     script = "import rare_lightning as r; r.RAREUNet(1, 2); print(r.networks.UNet is r.UNet, r.__dir__())"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,7 +1,8 @@
 """LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isinf
 from typing import Any, Literal
@@ -127,10 +128,14 @@ class SegmentationModule(L.LightningModule):
         return nn.ModuleDict({str(level): RunningDice(len(self.class_names)) for level in self.levels})
 
     def forward(self, images: Pyramid) -> Prediction:
-        """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level."""
-        prediction: Prediction = self.network(
-            {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
-        )
+        """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level.
+
+        Raises:
+            UserError: If the network does not take images of that size.
+        """
+        laid_out = {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
+        with _explained():
+            prediction: Prediction = self.network(laid_out)
         return prediction
 
     def setup(self, stage: str) -> None:
@@ -278,12 +283,13 @@ class SegmentationModule(L.LightningModule):
         if self.window_size is None:
             prediction: Prediction = self(images)
             return prediction
-        logits = {
-            level: segment_level(
-                self.network, level, image.contiguous(memory_format=self.memory_format), self.window_size
-            )
-            for level, image in images.items()
-        }
+        with _explained():
+            logits = {
+                level: segment_level(
+                    self.network, level, image.contiguous(memory_format=self.memory_format), self.window_size
+                )
+                for level, image in images.items()
+            }
         return Prediction(logits, {}, {})
 
     def _targets(self, labels: Pyramid, levels: Sequence[int]) -> Pyramid:
@@ -326,6 +332,15 @@ class SegmentationModule(L.LightningModule):
             predictions, truths, batch["case"][0], level, stride, (x, y, z), self.class_names, self.nsd_tolerance_mm
         )
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Context: what a network says of images that it does not take is said with the settings that they follow from."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{error}. Give a larger data.patch_size, or a smaller data.depth") from error
 
 
 def make_level_cycle(cycle: LevelCycle, levels: Sequence[int]) -> list[list[int]]:
