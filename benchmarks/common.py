@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from rare_lightning import cli
 from rare_lightning.configuration import read_checkpoint
+from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.methods import Method
 from rare_lightning.evaluation.protocol import TRUTHS, Row
+from rare_lightning.evaluation.tables import mean_defined
 from rare_lightning.files import replacing
+from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
+from rare_lightning.metrics.scores import dice
 from rare_lightning.provenance import describe_process
 
 
@@ -51,6 +58,21 @@ def train_and_test(run: Path, words: Sequence[str]) -> None:
     if not (run / "test" / "cases.csv").exists():
         rare(["fit", *words, "--run_dir", str(run), "--trainer.enable_progress_bar", "false", "--resume"])
         rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+
+
+def tested_scans(checkpoint: str, root: str) -> list[tuple[Scan, Scan]]:
+    """Image and label of each test case of a checkpoint."""
+    test = set(read_checkpoint(checkpoint)["DecathlonDataModule"]["split"]["test"])
+    files = [(case.case_id, case.image, case.label) for case in read_task(root).cases if case.case_id in test]
+    return [
+        (read_scan(ScanFiles(name, (image,))), read_scan(ScanFiles(name, (label,)))) for name, image, label in files
+    ]
+
+
+def mean_dice_of(answer: np.ndarray, label: np.ndarray, classes: int) -> float:
+    """Over foreground classes, of class indices ``(D, H, W)`` on one grid; the background is one of the classes."""
+    pair = torch.from_numpy(answer), torch.from_numpy(label.astype(np.uint8))
+    return mean_defined([dice(*(labels == value for labels in pair)) for value in range(1, classes)])
 
 
 def write_splits(splits: Sequence[dict[str, Sequence[str]]], path: Path) -> None:

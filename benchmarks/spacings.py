@@ -18,16 +18,14 @@ import torch
 from matplotlib.figure import Figure
 
 import rare_lightning
-from common import arguments, save
+from common import arguments, mean_dice_of, save, tested_scans
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.geometry import Geometry, Spacing
 from rare_lightning.data.resampling import resample
-from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table, mean_defined
 from rare_lightning.inference import Segmenter
 from rare_lightning.inference.routing import RoutingStrategy, route
-from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
-from rare_lightning.metrics.scores import dice
+from rare_lightning.inference.scans import Scan
 
 ISOTROPIC: list[float] = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]
 ANISOTROPIC: list[Spacing] = [(1, 1, 2), (1, 1, 4), (1, 1, 8), (2, 2, 8)]
@@ -42,33 +40,25 @@ def simulate(scan: Scan, spacing: tuple[float, ...]) -> Scan:
     return Scan(resample(torch.from_numpy(scan.canonical), own, spacing, new).numpy(), geometry)
 
 
-def mean_dice(
-    segmenter: Segmenter, pairs: list[tuple[Scan, torch.Tensor]], spacing: tuple[float, ...], level: int
-) -> float:
+def mean_dice(segmenter: Segmenter, pairs: list[tuple[Scan, Scan]], spacing: tuple[float, ...], level: int) -> float:
     """Of all cases and foreground classes at a spacing, entering at a level."""
     scores = []
-    for image, truth in pairs:
+    for image, label in pairs:
+        truth = label.canonical[0]
         prepared = segmenter.prepare(simulate(image, spacing), "scan", level)
         answer = segmenter.segment(prepared, on_base_grid=True).labels
-        shown = torch.zeros_like(truth)  # the simulated scan may end a fraction of a voxel earlier
+        shown = np.zeros(truth.shape, np.uint8)  # the simulated scan may end a fraction of a voxel earlier
         d, h, w = np.minimum(answer.shape, truth.shape)
-        shown[:d, :h, :w] = torch.from_numpy(answer[:d, :h, :w])
-        values = range(1, len(segmenter.classes))
-        scores.append(mean_defined([dice(shown == value, truth == value) for value in values]))
+        shown[:d, :h, :w] = answer[:d, :h, :w]
+        scores.append(mean_dice_of(shown, truth, len(segmenter.classes)))
     return mean_defined(scores)
 
 
 def main() -> None:
     """Run, print and save."""
     args = arguments(__doc__, checkpoint="", root="")
-    checkpoint = read_checkpoint(args.checkpoint)
-    split = checkpoint["DecathlonDataModule"]["split"]
-    trained_on = checkpoint["datamodule_hyper_parameters"]["random_spacing"]
-    cases = [case for case in read_task(args.root).cases if case.case_id in set(split["test"])]
-    pairs = []
-    for case in cases:
-        image, label = (read_scan(ScanFiles(case.case_id, (path,))) for path in (case.image, case.label))
-        pairs.append((image, torch.from_numpy(label.canonical[0].astype(np.uint8))))
+    trained_on = read_checkpoint(args.checkpoint)["datamodule_hyper_parameters"]["random_spacing"]
+    pairs = tested_scans(args.checkpoint, args.root)
     segmenter = rare_lightning.load(args.checkpoint)
     base, strides = segmenter.preprocessing.spacing, segmenter.level_strides
     scores: dict[Spacing, dict[int, float]] = {}
@@ -92,7 +82,7 @@ def main() -> None:
         )
         rows.append(row)
     shares = ", ".join(f"random_spacing.{name} {share:g}" for name, share in trained_on.items())
-    note = f"{len(cases)} test cases, Dice on the full-resolution label"
+    note = f"{len(pairs)} test cases, Dice on the full-resolution label"
     save(args, f"Spacings between the levels, {shares}", note, rows)
     if args.output is not None:
         plot(rows, args.output.with_suffix(".png"))

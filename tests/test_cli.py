@@ -49,6 +49,12 @@ def last_line(text):
     return text.strip().splitlines()[-1]
 
 
+def assert_one_line(message, error):
+    """The last line says it, and no traceback is above."""
+    assert message in last_line(error)
+    assert "Traceback" not in error
+
+
 def test_fit_leaves_everything_in_its_run_folder(run):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -276,9 +282,7 @@ def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
 def test_mistakes_get_one_line_and_exit_code_1(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
-    error = capsys.readouterr().err
-    assert message in last_line(error)
-    assert "Traceback" not in error
+    assert_one_line(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -298,8 +302,7 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
     assert main(["fit", *TINY, "--data.root", str(phantom), *words]) == 1
     error = capsys.readouterr().err
     assert "rare: error: " in last_line(error)
-    assert message in last_line(error)
-    assert "Traceback" not in error
+    assert_one_line(message, error)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -320,9 +323,7 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
 def test_settings_that_cannot_hold_get_one_line(phantom, tmp_path, monkeypatch, words, message, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *TINY, "--data.root", str(phantom), *words]) == 1
-    error = capsys.readouterr().err
-    assert message in last_line(error)
-    assert "Traceback" not in error
+    assert_one_line(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,9 +344,7 @@ def test_settings_that_cannot_hold_get_one_line(phantom, tmp_path, monkeypatch, 
 )
 def test_settings_that_training_finds_wrong_get_one_line(phantom, tmp_path, words, message, capsys):
     assert fit(phantom, tmp_path / "run", *words) == 1
-    error = capsys.readouterr().err
-    assert message in last_line(error)
-    assert "Traceback" not in error
+    assert_one_line(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if name is None:
         print(f"rare: error: there is no command {words[0]!r}. Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 1
-    from rare_lightning.commands.run import (
-        run,  # PyTorch and Lightning take seconds to import, which help need not wait
-    )
+    # PyTorch and Lightning take seconds to import, which help need not wait.
+    from rare_lightning.commands.run import run
 
     return run(name, COMMANDS[name], words)
 

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from rare_lightning.callbacks.processes import gather
+from rare_lightning.configuration import changed_settings
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
@@ -64,12 +65,11 @@ class PredictionWriter(BasePredictionWriter):
             UserError: If the scan was answered with other settings than these.
         """
         before = self._record_of(self.folder / f"{scan.name}.json").get("settings")
-        for name, value in self.settings.items():
-            if isinstance(before, dict) and before.get(name, value) != value:
-                raise UserError(
-                    f"{self.folder}: {scan.name} was answered with {name} {before[name]}, and not {value}; choose "
-                    "another --output"
-                )
+        for change in changed_settings(before, self.settings) if isinstance(before, dict) else ():
+            raise UserError(
+                f"{self.folder}: {scan.name} was answered with {change.name} {change.before}, and not {change.now}; "
+                "choose another --output"
+            )
 
     def write_on_batch_end(
         self,

@@ -77,7 +77,8 @@ class TestReport(L.Callback):
             "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
         }
         median_size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
-        summary = write_scores(rows, self.folder, protocol, _training_record(trainer), median_size)
+        record = TrainingRecord.of(trainer)  # empty if the checkpoint does not tell
+        summary = write_scores(rows, self.folder, protocol, (record and record.record) or None, median_size)
         write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
         plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
         plot_montage(_median_and_worst(slices), pl_module.class_names, self.folder / "montage.png")
@@ -92,12 +93,6 @@ class TestReport(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a report is of one test."""
         return {}
-
-
-def _training_record(trainer: L.Trainer) -> dict[str, Any] | None:
-    """How the tested network was trained, if its checkpoint tells."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
-    return next((callback.record or None for callback in callbacks if isinstance(callback, TrainingRecord)), None)
 
 
 def _median_and_worst(slices: dict[str, list[Slice]]) -> list[tuple[str, list[Slice]]]:

@@ -31,6 +31,12 @@ class TrainingRecord(L.Callback):
         self._step_started = 0.0
         self._step_seconds: list[float] = []
 
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> "TrainingRecord | None":
+        """The one among a Trainer's callbacks, if there is one."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
+        return next((callback for callback in callbacks if isinstance(callback, cls)), None)
+
     def begins_from(self, weights: str, checkpoint: dict[str, Any]) -> None:
         """Remember what a training begins from, and which cases those weights know, from their own beginnings on."""
         split = checkpoint["DecathlonDataModule"].get("split", {})

@@ -35,37 +35,47 @@ def run(name: str, purpose: str, words: list[str]) -> int:
             TOOLS[name](**parser_of(name, purpose).parse_args(words[len(name.split()) :]).as_dict())
         else:
             train(words, purpose)
-    except UserError as error:
-        print(f"rare: error: {error}", file=sys.stderr)
-        return 1
-    except ArgumentError as error:
-        return _report_wrong_words(name, error)
-    except MisconfigurationException as error:  # Lightning's, of a device that is not there
-        print(f"rare: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = (
-                f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit goes on from "
-                "its last checkpoint with the same command and --resume."
-            )
-        elif error.filename is None:
+    except Exception as error:
+        code, line = _answer(error, name)
+        if line is None:
             raise
-        print(f"rare: error: {message}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        explanation = _explain(error, name)
-        if explanation is None:
-            raise
-        print(f"rare: error: {explanation}", file=sys.stderr)
-        return 1
+        print(f"rare: error: {line}", file=sys.stderr)
+        return code
     return 0
 
 
-def _explain(error: RuntimeError, command: str) -> str | None:
-    """The line for an error of PyTorch or Lightning that settings can mend, or that another process had; else None."""
+def _answer(error: Exception, command: str) -> tuple[int, str | None]:
+    """Exit code and line. Not in :func:`run`, whose frame the error holds: it would live on with what it has open."""
+    mistake = _mistake_behind(error)
+    return 2 if isinstance(mistake, ArgumentError) else 1, _line_for(mistake, command)
+
+
+def _mistake_behind(error: BaseException) -> BaseException:
+    """What was met while the parser derived one setting from another; else the error itself."""
+    cause: BaseException | None = error if isinstance(error, ArgumentError) else None
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
+
+
+def _line_for(error: BaseException, command: str) -> str | None:
+    """What to print of an error that a user can mend; None of others."""
     message = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ArgumentError):  # argparse would print pages of options
+        return f"{message} (options: rare {command} --help)"
+    if isinstance(error, MisconfigurationException):  # Lightning's, of a device that is not there
+        return message
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit goes on from "
+                "its last checkpoint with the same command and --resume."
+            )
+        return None if error.filename is None else f"{error.filename}: {error.strerror}"
+    if not isinstance(error, RuntimeError):
+        return None
     if command not in TOOLS and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in message):
         return (
             f"out of memory ({message}). Give a smaller --data.patch_size, which whole volumes are segmented in "
@@ -73,17 +83,8 @@ def _explain(error: RuntimeError, command: str) -> str | None:
             "--trainer.precision bf16-mixed; a run that has a checkpoint goes on with them by --ckpt_path and a new "
             "--run_dir"
         )
+    # Of another process, or of a callback that monitors what nothing logs.
     return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)
-
-
-def _report_wrong_words(command: str, error: ArgumentError) -> int:
-    """One line, where argparse prints pages of options. Returns the exit code."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):  # met while a setting was derived from another
-        cause = cause.__cause__ or cause.__context__
-    message = cause or f"{' '.join(str(error).split())} (options: rare {command} --help)"
-    print(f"rare: error: {message}", file=sys.stderr)
-    return 1 if cause else 2
 
 
 def _silence_noise() -> None:

@@ -207,8 +207,8 @@ class RareCLI(LightningCLI):
         elif init_from is not None:
             earlier = begin_from(self.model.network, init_from)
             self._say_what_was_seen(init_from, earlier["DecathlonDataModule"].get("split", {}))
-            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
-            next(one for one in callbacks if isinstance(one, TrainingRecord)).begins_from(init_from, earlier)
+            if (record := TrainingRecord.of(self.trainer)) is not None:
+                record.begins_from(init_from, earlier)
         self._say_what_is_slow()
 
     def _say_what_is_slow(self) -> None:
