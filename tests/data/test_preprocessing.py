@@ -1,7 +1,9 @@
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torchio as tio
 
 from rare_lightning.data.geometry import read_geometry
 from rare_lightning.data.preprocessing import Preprocessing, median_size, median_spacing
@@ -109,6 +111,27 @@ def test_resampling_does_not_move_the_anatomy_nor_cut_it_off(tmp_path, direction
     clear = np.minimum(np.abs(expected - low), np.abs(expected - high))[inside] > 5  # less than a voxel of the file
     assert clear.mean() > 0.3 and 0.1 < truth[inside].mean() < 0.9
     assert np.array_equal(subject.label.numpy()[0][inside][clear], truth[inside][clear])
+
+
+@pytest.mark.parametrize("direction", [FLIPPED, OBLIQUE, PERMUTED])
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.8, 1, 1.5)])
+def test_empty_space_is_left_out_and_no_label_with_it(tmp_path, blob, direction, spacing):
+    whole = np.pad(blob, [(7, 2), (0, 6), (4, 0)])
+    case = write_case(tmp_path, whole, direction, spacing)
+    preprocessing = Preprocessing((1.0, 1.0, 1.0))
+    tight = Preprocessing(read_geometry(str(case.image)).canonical_spacing).on_base_grid(case)
+    assert sorted(tight.spatial_shape) == sorted(blob.shape)
+    label = sitk.ReadImage(case.label)
+    label[0, 0, 0] = 1  # of the whole file, where the image shows nothing
+    sitk.WriteImage(label, case.label)
+    subject = preprocessing.on_base_grid(case)
+    assert np.array_equal(subject.label.affine, subject.image.affine)
+    points = [  # labelled, in the file and on the base grid
+        nib.affines.apply_affine(image.affine, np.argwhere(image.numpy()[0] > 0)).mean(axis=0)
+        for image in (tio.LabelMap(case.label), subject.label)
+    ]
+    np.testing.assert_allclose(*points, atol=0.5)
+    assert subject.label.data.sum() > 0
 
 
 def test_header_rounding_between_image_and_label_is_forgiven(tmp_path, blob):

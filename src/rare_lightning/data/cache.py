@@ -17,7 +17,7 @@ from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
 from rare_lightning.files import appearing
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
 
 FOREGROUND_SAMPLES = 10_000

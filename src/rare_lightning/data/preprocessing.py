@@ -10,6 +10,7 @@ import torch
 import torchio as tio
 from torch import Tensor
 
+from rare_lightning.data.cropping import content_box
 from rare_lightning.data.geometry import Spacing, level_affine, read_geometry
 from rare_lightning.data.resampling import covering_size, resample, resample_labels
 from rare_lightning.data.task import Case
@@ -44,7 +45,10 @@ class Preprocessing:
         return cls(tuple(values["spacing"]), values["normalize"], values["foreground"])
 
     def on_base_grid(self, case: Case) -> tio.Subject:
-        """Read a case -> subject with ``image`` (float32, intensities of the file) and ``label`` (uint8)."""
+        """Read a case -> subject with ``image`` (float32, intensities of the file) and ``label`` (uint8).
+
+        Without the empty space around it, but with every label, should one lie there.
+        """
         subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
         # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
         subject.label.affine = subject.image.affine
@@ -60,7 +64,9 @@ class Preprocessing:
             image.set_data(resample(image.data, spacing, self.spacing, size))
             label.set_data(resample_labels(label.data, spacing, self.spacing, size))
             image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
-        return subject
+        box = content_box(torch.cat([image.data, label.data.float()]))
+        margins = [(side.start, n - side.stop) for side, n in zip(box, image.spatial_shape, strict=True)]
+        return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
 
     def normalized(self, data: Tensor) -> Tensor:
         """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""

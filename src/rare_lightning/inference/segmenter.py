@@ -15,6 +15,7 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.configuration import network_weights, read_checkpoint
+from rare_lightning.data.cropping import content_box
 from rare_lightning.data.geometry import Geometry, canonical_geometry, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
@@ -35,13 +36,15 @@ class Prepared:
     """A scan ready for the network.
 
     Attributes:
-        image: ``(C, d, h, w)`` float32 on the level grid, normalised and padded at its far end.
-        size: Of the level grid before padding.
+        image: ``(C, d, h, w)`` float32: what of the level grid shows something, normalised and padded at its far end.
+        start: Its first voxel on the level grid.
+        size: Of the level grid.
         route: Where it enters.
         geometry: Of the scan.
     """
 
     image: Tensor
+    start: Size3
     size: Size3
     route: Route
     geometry: Geometry
@@ -182,11 +185,14 @@ class Segmenter:
         shown = np.maximum(spacing, chosen.spacing).tolist()
         shown_size, size = (covering_size(geometry.canonical_size, spacing, new) for new in (shown, chosen.spacing))
         volume = resample(torch.from_numpy(scan.canonical), spacing, shown, shown_size)
-        statistics = self.preprocessing.statistics(volume)
-        image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
+        statistics = self.preprocessing.statistics(volume[:, *content_box(volume)])
+        volume = resample(volume, shown, chosen.spacing, size)
+        box = content_box(volume)
+        image = self.preprocessing.rescaled(volume[:, *box], *statistics)
+        x, y, z = (side.start for side in box)
         deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
         multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
-        return Prepared(pad_to_size(image, round_up(size, multiple)), size, chosen, geometry)
+        return Prepared(pad_to_size(image, round_up(image.shape[1:], multiple)), (x, y, z), size, chosen, geometry)
 
     def window(self, prepared: Prepared) -> list[int] | None:
         """Base voxels per axis of the windows to segment a scan in; None for the whole.
@@ -201,10 +207,12 @@ class Segmenter:
         stride, coarsest = self.level_strides[level], self.networks[0].coarsest_stride
         size = [n * s for n, s in zip(prepared.image.shape[1:], stride, strict=True)]
         memory = 0.75 * total_memory(device) if self.memory is None else self.memory * GIB
-        answer_voxels = prod(size if self.networks[0].answer_grid == "base" else prepared.image.shape[1:])
+        cell = prod(stride) if self.networks[0].answer_grid == "base" else 1
+        answer_voxels, whole_voxels = (cell * prod(part) for part in (prepared.image.shape[1:], prepared.size))
         answers = 2 if self.mirror or len(self.networks) > 1 else 1
-        # The scan and its copy on the level grid, softmax maps, and the windows' weights.
+        # The scan and its copy on the level grid, softmax maps, and the windows' weights; then the whole answer.
         kept = 8 * prepared.image.numel() + 4 * answer_voxels * (answers * len(self.classes) + 1)
+        kept += 4 * len(self.classes) * (whole_voxels if whole_voxels > answer_voxels else 0)
         per_voxel = self.forward_bytes(level)
         voxels = (memory - LIBRARIES - kept) / per_voxel
         if prod(self.window_size or size) <= voxels:
@@ -262,13 +270,12 @@ class Segmenter:
         self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False
     ) -> Segmentation:
         """Bring :meth:`probabilities` to the scan's own grid or to the base grid, and take the likeliest class."""
-        stride = self.level_strides[prepared.route.level]
-        answer_spacing: Sequence[float] = prepared.route.spacing
-        size = list(prepared.size)
-        if self.networks[0].answer_grid == "base":
-            answer_spacing = [mm / s for mm, s in zip(prepared.route.spacing, stride, strict=True)]
-            size = [n * s for n, s in zip(size, stride, strict=True)]
-        answer = answer[:, : size[0], : size[1], : size[2]]
+        on_base = self.networks[0].answer_grid == "base"
+        stride = self.level_strides[prepared.route.level] if on_base else (1, 1, 1)
+        answer_spacing = [mm / s for mm, s in zip(prepared.route.spacing, stride, strict=True)]
+        answer = _in_place(
+            answer, *([n * s for n, s in zip(part, stride, strict=True)] for part in (prepared.start, prepared.size))
+        )
         geometry = prepared.geometry
         if on_base_grid:
             base = self.preprocessing.spacing
@@ -308,6 +315,19 @@ class Segmenter:
                 else forward_bytes(network, level, len(self.channels))
             )
         return self._bytes_of_level[level]
+
+
+def _in_place(answer: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Softmax ``(C, d, h, w)`` without its padding, in a volume that is background where it was not asked."""
+    box = [slice(first, min(first + n, end)) for first, n, end in zip(start, answer.shape[1:], size, strict=True)]
+    x, y, z = (side.stop - side.start for side in box)
+    answer = answer[:, :x, :y, :z]
+    if answer.shape[1:] == tuple(size):
+        return answer
+    whole = answer.new_zeros(len(answer), *size)
+    whole[0] = 1
+    whole[:, *box] = answer
+    return whole
 
 
 def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:

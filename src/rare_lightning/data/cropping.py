@@ -1,0 +1,24 @@
+"""Leaving out the empty space around what a scan shows: skull-stripping, turning and padding leave much of it."""
+
+from torch import Tensor
+
+Box = tuple[slice, slice, slice]
+
+ROUNDING = 1e-5  # of a channel's largest value: what resampling makes of an even border
+
+
+def content_box(image: Tensor) -> Box:
+    """Smallest box outside which each channel of ``(C, D, H, W)`` has one value, that of its first voxel.
+
+    The whole volume, where no channel shows anything.
+    """
+    rounding = ROUNDING * image.abs().amax(dim=(1, 2, 3), keepdim=True)
+    shown = ((image - image[:, :1, :1, :1]).abs() > rounding).any(dim=0)
+    x, y, z = (_extent(shown, axis) for axis in range(3))
+    return x, y, z
+
+
+def _extent(shown: Tensor, axis: int) -> slice:
+    others = [other for other in range(3) if other != axis]
+    places = shown.any(dim=others[1]).any(dim=others[0]).nonzero().flatten().tolist()
+    return slice(places[0], places[-1] + 1) if places else slice(0, shown.shape[axis])
