@@ -6,6 +6,7 @@ import torch
 
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, NNUNet, RAREUNet, SegmentationModule, UNet
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.module import make_level_cycle
 from rare_lightning.networks import Prediction
@@ -310,6 +311,36 @@ def test_a_network_that_knows_the_truth_scores_one(head, data):
     assert summary["fine"]["levels"]["0"]["mean"]["dice"] == 1
     # What a level cannot resolve is lost on its own grid, and kept by answers on the base grid.
     assert (summary["fine"]["levels"]["1"]["mean"]["dice"] == 1) is (head == "sub_voxel")
+
+
+@pytest.mark.parametrize("head", ["sub_voxel", "plain"])
+def test_padding_is_not_validated(head, data):
+    """An answer that is right in the scan and wrong beyond it is right."""
+    data.prepare_data()
+    module = SegmentationModule(network(head=head), NAMES)
+    coarsest = module.network.level_stride(1)
+    for batch in data.val_dataloader():
+        shape = batch["shape"][0].tolist()
+        cut = [n - 1 - n % 2 for n in shape]  # the scan ends within the coarsest voxels
+        batch["shape"] = torch.tensor([cut])
+        for level, label in batch["label"].items():
+            stride = (1, 1, 1) if level == 0 else coarsest
+            kept = without_padding(label, cut, stride).clone()
+            label.fill_(2)
+            label[:, : kept.shape[1], : kept.shape[2], : kept.shape[3]] = kept
+        labels = {level: batch["label"][0 if head == "sub_voxel" else level] for level in (0, 1)}
+        logits = {}
+        for level, label in labels.items():
+            answer = 50.0 * torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1)
+            within = without_padding(answer, cut, (1, 1, 1) if head == "sub_voxel" or level == 0 else coarsest)
+            wrong = torch.zeros_like(answer)
+            wrong[:, 0] = 50
+            wrong[..., : within.shape[2], : within.shape[3], : within.shape[4]] = within
+            logits[level] = wrong
+        module._predict_whole = lambda images, logits=logits: Prediction(logits, {}, {})
+        module.validation_step(batch, 0)
+    assert all(metric.compute().nanmean() == 1 for metric in module.val_dice.values())
+    assert module.val_losses["loss"].compute() < 1e-6
 
 
 @pytest.mark.parametrize("head", ["sub_voxel", "plain"])

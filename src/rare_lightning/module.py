@@ -27,7 +27,7 @@ from rare_lightning.evaluation.protocol import (
 )
 from rare_lightning.inference.windows import segment_level
 from rare_lightning.metrics.running_dice import RunningDice
-from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks import DeepLogits, MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
 from rare_lightning.schedules import Schedule, Scheduler
 
@@ -153,7 +153,8 @@ class SegmentationModule(L.LightningModule):
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
         prediction = self({level: batch["image"][level] for level in levels})
-        parts = self._compare(prediction, batch)
+        targets = self._targets(batch, levels)
+        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
         size = len(batch["case"])
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
@@ -167,7 +168,7 @@ class SegmentationModule(L.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # given later
         cycle = batch_idx // len(self.level_cycle)
         if every and cycle % every == 0:  # of every batch, it would take a tenth of the time
-            self._update_dice(self.train_dice, prediction, batch)
+            self._update_dice(self.train_dice, prediction.logits, targets)
         return loss * self.objective.share(levels, self.train_levels)
 
     def on_train_epoch_end(self) -> None:
@@ -177,15 +178,15 @@ class SegmentationModule(L.LightningModule):
     def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
         self, batch: Batch, batch_idx: int
     ) -> Pyramid:
-        """Objective and Dice over all levels; returns the logits."""
+        """Objective and Dice over all levels, of the voxels that are no padding; returns the logits."""
         prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
-        parts = self._compare(prediction, batch)
+        within, targets = self._without_padding(prediction, batch)
         counted = int((~batch["again"]).sum())
-        for name, value in parts.items():
+        for name, value in self.objective(within, targets, self.current_epoch).items():
             if name not in self.val_losses:
                 self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
             self.val_losses[name].update(value, counted)
-        self._update_dice(self.val_dice, prediction, batch, counted)
+        self._update_dice(self.val_dice, within.logits, targets, counted)
         return prediction.logits
 
     def on_validation_epoch_end(self) -> None:
@@ -270,11 +271,6 @@ class SegmentationModule(L.LightningModule):
         # Constant rates had no schedule in older ones.
         checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"] or [{"last_epoch": checkpoint["global_step"]}]
 
-    def _compare(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        targets = self._targets(batch["label"], list(prediction.logits))
-        parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
-        return parts
-
     def _predict_whole(self, images: Pyramid) -> Prediction:
         """Segment whole volumes, in windows where there is a window size.
 
@@ -292,19 +288,33 @@ class SegmentationModule(L.LightningModule):
             }
         return Prediction(logits, {}, {})
 
-    def _targets(self, labels: Pyramid, levels: Sequence[int]) -> Pyramid:
+    def _targets(self, batch: Batch, levels: Sequence[int]) -> Pyramid:
         """Labels on the grids that the heads answer on."""
-        return {level: labels[0 if self.network.answer_grid == "base" else level] for level in levels}
+        return {level: batch["label"][0 if self.network.answer_grid == "base" else level] for level in levels}
+
+    def _without_padding(self, prediction: Prediction, batch: Batch) -> tuple[Prediction, Pyramid]:
+        """Answers and labels as far as the largest scan of the batch reaches; features stay whole."""
+        shape = batch["shape"].amax(dim=0).tolist()
+        logits, deep, targets = {}, {}, self._targets(batch, list(prediction.logits))
+        for level, answer in prediction.logits.items():
+            stride = (1, 1, 1) if self.network.answer_grid == "base" else self.network.level_stride(level)
+            logits[level] = without_padding(answer, shape, stride)
+            targets[level] = without_padding(targets[level], shape, stride)
+            size = logits[level].shape[2:]
+            deep[level] = [
+                DeepLogits(coarser, without_padding(stage, size, coarser))
+                for coarser, stage in prediction.deep.get(level, [])
+            ]
+        return prediction._replace(logits=logits, deep=deep), targets
 
     def _update_dice(
-        self, metrics: nn.ModuleDict, prediction: Prediction, batch: Batch, counted: int | None = None
+        self, metrics: nn.ModuleDict, logits: Pyramid, targets: Pyramid, counted: int | None = None
     ) -> None:
         """Count the first cases of a batch, all by default; metrics that count none keep step between processes."""
-        targets = self._targets(batch["label"], list(prediction.logits))
-        for level, logits in prediction.logits.items():
+        for level, answer in logits.items():
             metric: Any = metrics[str(level)]
             # torch's argmax over a strided axis takes five times as long as its max.
-            metric.update(logits[:counted].detach().max(dim=1).indices, targets[level][:counted])
+            metric.update(answer[:counted].detach().max(dim=1).indices, targets[level][:counted])
 
     def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
         means = []
