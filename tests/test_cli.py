@@ -125,6 +125,49 @@ def test_order_of_the_cases_in_dataset_json_changes_nothing(run, phantom, tmp_pa
     assert tables[0] == tables[1]
 
 
+def test_labelled_cases_that_a_checkpoint_does_not_know_are_tested(run, phantom, tmp_path, capsys):
+    """Of another site, fewer than the folds of the training, and prepared as its cases were."""
+    assert main(["phantom", str(tmp_path / "site"), "--cases", "3", "--seed", "7", "--size", "[24,28,24]"]) == 0
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (tmp_path / "site" / folder).iterdir():
+            path.rename(path.with_name(f"site_{path.name}"))
+    listing = tmp_path / "site" / "dataset.json"
+    listing.write_text(listing.read_text().replace("hippocampus_", "site_hippocampus_"))
+    words = ["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--data.root", str(tmp_path / "site")]
+    cache = tmp_path / "cache"
+    words += ["--run_dir", str(tmp_path / "test"), "--data.cache_dir", str(cache)]
+    assert main([*words, "--data.test_fraction", "0.9"]) == 1
+    assert_one_line("leave out data.test_fraction", capsys.readouterr().err)
+    assert main(words) == 0
+    assert {row["case"] for row in read_cases(tmp_path / "test")} == {f"site_hippocampus_{i:03}" for i in (1, 2, 3)}
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_checkpoint_brings_the_split_whose_file_is_gone(phantom, tmp_path, capsys, caplog):
+    ids = [f"hippocampus_{i:03}" for i in range(1, 7)]
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps([{"train": ids[:3], "val": ids[3:4], "test": ids[4:]}]))
+    run = tmp_path / "run"
+    assert fit(phantom, run, "--data.splits_file", str(splits), "--data.fold", "0") == 0
+    splits.unlink()
+    smaller = shutil.copytree(phantom, tmp_path / "task")
+    description = json.loads((smaller / "dataset.json").read_text())
+    description["training"] = [entry for entry in description["training"] if ids[5] not in entry["image"]]
+    (smaller / "dataset.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    words = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--data.root", str(smaller)]
+    assert main(["validate", *words]) == 0
+    assert main(["test", *words]) == 0
+    assert {row["case"] for row in read_cases(run)} == {ids[4]}
+    assert caplog.text.count(f"there is no {ids[5]}") == 2  # once by each command
+    gone = [entry for entry in description["training"] if ids[0] not in entry["image"]]
+    (smaller / "dataset.json").write_text(json.dumps({**description, "training": gone}))
+    assert fit(smaller, tmp_path / "on", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")) == 1
+    assert_one_line(
+        f"lacks cases that the checkpoint was trained or validated with ({ids[0]})", capsys.readouterr().err
+    )
+
+
 def test_validate_repeats_the_score_of_the_checkpoint(copied, capsys):
     path = copied / "checkpoints" / "best.ckpt"
     assert main(["validate", "--ckpt_path", str(path)]) == 0

@@ -182,7 +182,7 @@ def test_impossible_settings_are_refused(phantom, settings, message):
 def test_a_split_without_test_cases_cannot_be_tested(phantom):
     data = make(phantom, test_fraction=0)
     data.prepare_data()
-    with pytest.raises(UserError, match="holds out no test cases"):
+    with pytest.raises(UserError, match="none of these cases are for the test"):
         data.test_dataloader()
 
 
@@ -195,12 +195,16 @@ def test_a_checkpoint_brings_its_split_and_preprocessing(phantom):
     assert other.preprocessing == trained.preprocessing
 
 
-def test_a_checkpoint_is_never_tested_on_cases_it_was_trained_on(phantom, tmp_path):
+def test_a_checkpoint_is_never_tested_on_cases_it_was_trained_on(phantom):
     state = make(phantom).state_dict()
-    state["split"]["train"].append("somebody_else")
-    state["split"]["train"] += state["split"]["test"]
-    with pytest.raises(UserError, match="trained or validated on some of these"):
-        make(phantom, seed=3).load_state_dict(state)
+    lost = state["split"]["train"].pop()  # now unknown
+    state["split"]["train"] += ["somebody_else", *state["split"]["test"]]
+    state["split"]["test"] = ["another"]
+    data = make(phantom, seed=3)
+    data.load_state_dict(state)
+    assert data.split.test == (lost,)
+    assert set(data.split.train) == set(state["split"]["train"]) - {"somebody_else"}
+    assert data.split.val == tuple(state["split"]["val"])
 
 
 def test_a_checkpoint_of_other_classes_is_refused(phantom):
@@ -209,13 +213,31 @@ def test_a_checkpoint_of_other_classes_is_refused(phantom):
         make(phantom).load_state_dict(state)
 
 
-def test_a_checkpoint_can_be_tested_on_a_new_site(phantom):
+@pytest.mark.parametrize(
+    ("channels", "refused"), [(["FLAIR", "T1w"], False), (["T1w", "FLAIR"], True), (["MRI", "PET"], False)]
+)
+def test_a_checkpoint_of_channels_in_another_order_is_refused(phantom, tmp_path, capsys, channels, refused):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    content = json.loads((root / "dataset.json").read_text())
+    content["modality"] = dict(enumerate(channels))
+    (root / "dataset.json").write_text(json.dumps(content))
+    data = make(root)
+    state = {**make(phantom).state_dict(), "channels": ["FLAIR", "T1w"]}
+    if refused:
+        with pytest.raises(UserError, match="differ from the checkpoint's \\['FLAIR', 'T1w'\\]"):
+            data.load_state_dict(state)
+    else:
+        data.load_state_dict(state)
+
+
+def test_all_cases_of_a_new_site_are_test_cases(phantom):
     state = make(phantom).state_dict()
     state["split"] = {role: [f"elsewhere_{case}" for case in ids] for role, ids in state["split"].items()}
-    data = make(phantom)
-    here = data.split
+    data = make(phantom, folds=100)  # of which its cases are too few
     data.load_state_dict(state)
-    assert data.split == here
+    assert data.split.test == tuple(case.case_id for case in data.task.cases)
+    with pytest.raises(UserError, match="none of these cases are for validation"):
+        data.val_dataloader()
 
 
 def test_augmentation_applies_to_training_alone(phantom):

@@ -11,14 +11,14 @@ from rare_lightning.commands.output import output_folder
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import LabelDownsampling
 from rare_lightning.data.task import check_class_names, read_task
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.comparison import Comparison
 from rare_lightning.evaluation.comparison_page import Cost, comparison_table
 from rare_lightning.evaluation.comparison_report import write_comparison
 from rare_lightning.evaluation.figures import plot_dice_by_resolution
 from rare_lightning.evaluation.label_maps import score_label_maps
 from rare_lightning.evaluation.methods import read_methods
-from rare_lightning.evaluation.tables import few, terminal_table, write_scores
+from rare_lightning.evaluation.tables import terminal_table, write_scores
 from rare_lightning.inference import Segmenter
 from rare_lightning.inference.forward_times import time_forwards
 

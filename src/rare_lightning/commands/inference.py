@@ -12,8 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.commands.output import output_folder
-from rare_lightning.errors import UserError
-from rare_lightning.evaluation.tables import few
+from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages

@@ -23,7 +23,7 @@ from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
 from rare_lightning.data.preprocessing import median_size, median_spacing
 from rare_lightning.data.task import Task, read_task
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import end_with_parent
@@ -33,10 +33,9 @@ from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder
 ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
 """Settings that change nothing but where and how fast a run goes."""
 
-OF_CHECKPOINT = {
-    f"data.{name}"
-    for name in ("seed", "fold", "folds", "test_fraction", "splits_file", "spacing", "normalize", "foreground")
-} | {"model.init_from"}
+OF_SPLIT = ("seed", "fold", "folds", "test_fraction", "splits_file")
+
+OF_CHECKPOINT = {f"data.{name}" for name in (*OF_SPLIT, "spacing", "normalize", "foreground")} | {"model.init_from"}
 """Settings of split and preprocessing, and of the beginning: a network goes on with the cases that it knows."""
 
 OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -71,7 +70,7 @@ class RareCLI(LightningCLI):
     """LightningCLI with run folders, and with the task's channels and classes read from its dataset.json."""
 
     _data_state: dict[str, Any] | None = None
-    """Split and preprocessing of the checkpoint that a training goes on from."""
+    """Split and preprocessing of the checkpoint that is tested, or that a training goes on from."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -149,6 +148,16 @@ class RareCLI(LightningCLI):
                 self._data_state = content["DecathlonDataModule"]
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
+        else:
+            content = read_checkpoint(checkpoint)
+            saved = {**content["datamodule_hyper_parameters"], "splits_file": None}
+            ignored = [f"data.{name}" for name in OF_SPLIT if config.data[name] != saved.get(name, config.data[name])]
+            if ignored:
+                raise UserError(
+                    f"rare {self.subcommand} takes the cases by the checkpoint's split, and those that it does not "
+                    f"know for test cases: leave out {', '.join(ignored)}"
+                )
+            self._data_state = content["DecathlonDataModule"]
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -202,14 +211,32 @@ class RareCLI(LightningCLI):
         """Begin from what is given, and say what is known to make a run slow, or its scores flatter."""
         init_from = self.config[self.subcommand].model.init_from
         if self._data_state is not None:
-            # Lightning does so after data was prepared and the run's split written down.
-            self.datamodule.load_state_dict(self._data_state)
+            self._take_over_data()
+            split, cases = self._data_state["split"], self.datamodule.task.cases
+            gone = {*split["train"], *split["val"]} - {case.case_id for case in cases}
+            if gone:
+                raise UserError(
+                    f"{self.datamodule.root}: lacks cases that the checkpoint was trained or validated with "
+                    f"({few(sorted(gone))}). Go on with the same data, or begin anew with --model.init_from"
+                )
         elif init_from is not None:
             earlier = begin_from(self.model.network, init_from)
             self._say_what_was_seen(init_from, earlier["DecathlonDataModule"].get("split", {}))
             if (record := TrainingRecord.of(self.trainer)) is not None:
                 record.begins_from(init_from, earlier)
         self._say_what_is_slow()
+
+    def before_validate(self) -> None:
+        """Take over what the checkpoint knows of its data."""
+        self._take_over_data()
+
+    def before_test(self) -> None:
+        """Take over what the checkpoint knows of its data."""
+        self._take_over_data()
+
+    def _take_over_data(self) -> None:
+        """Lightning does so only after data was prepared and the run's split written down."""
+        self.datamodule.load_state_dict(self._data_state)
 
     def _say_what_is_slow(self) -> None:
         """Where a processor would only imitate the numbers that were asked for."""
@@ -237,8 +264,8 @@ class RareCLI(LightningCLI):
         if seen:
             rank_zero_info(
                 f"{init_from} was trained or validated on {len(seen)} cases that this run validates or "
-                f"tests with, among them {', '.join(sorted(seen)[:5])}, if what has the same id is the same. Their "
-                "scores would flatter: give a data.splits_file without them"
+                f"tests with ({few(sorted(seen))}), if what has the same id is the same. Their scores would flatter: "
+                "give a data.splits_file without them"
             )
 
     def after_fit(self) -> None:
@@ -304,6 +331,7 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
+    settings["data"].pop("splits_file", None)  # the checkpoint has the split, and the file may be gone
     # What follows from the data is linked to it and not to be given; weights are the checkpoint's. The last two are of
     # older checkpoints: training's business, as what replaced them.
     for name in ("class_names", "window_size", "init_from", "train_levels", "levels_per_step"):

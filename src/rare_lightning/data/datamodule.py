@@ -1,6 +1,7 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 import torchio as tio
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +25,7 @@ from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 from rare_lightning.networks.grids import Size3, level_stride, stage_strides
 from rare_lightning.provenance import run_seed
 
@@ -119,12 +121,22 @@ class DecathlonDataModule(L.LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.task = find_task(root, download)
         case_ids = [case.case_id for case in self.task.cases]
-        if splits_file is not None:
-            self.split = read_split(splits_file, fold, case_ids)
-        else:
-            self.split = make_split(case_ids, seed, fold, folds, test_fraction)
+        # Not before it is asked for: a test has that of its checkpoint.
+        self._make_split = (
+            partial(make_split, case_ids, seed, fold, folds, test_fraction)
+            if splits_file is None
+            else partial(read_split, splits_file, fold, case_ids)
+        )
         self.patch_size = self._checked_patch(patch_size)
+        self._split: Split | None = None
         self._preprocessing: Preprocessing | None = None
+
+    @property
+    def split(self) -> Split:
+        """Which case trains, validates, tests: a checkpoint's, or what the settings say."""
+        if self._split is None:
+            self._split = self._make_split()
+        return self._split
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -139,11 +151,14 @@ class DecathlonDataModule(L.LightningDataModule):
         return self._preprocessing
 
     def prepare_data(self) -> None:
-        """Check and preprocess every case that is not in the cache. Runs in one process per machine."""
+        """Check and preprocess what is not in the cache, all cases for a training. Runs in one process per machine."""
+        stage = self.trainer.state.fn if self.trainer else None
+        roles = {TrainerFn.VALIDATING: self.split.val, TrainerFn.TESTING: self.split.test}
+        cases = self._cases(roles[stage]) if stage in roles else self.task.cases
         try:
-            new = [case for case in self.task.cases if not self._is_cached(case)]
+            new = [case for case in cases if not self._is_cached(case)]
         except (OSError, UserError):  # a file is missing, or a header that the median spacing needs is broken
-            check_cases(self.task, self.task.cases)
+            check_cases(self.task, cases)
             raise
         if new:
             rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
@@ -174,18 +189,25 @@ class DecathlonDataModule(L.LightningDataModule):
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
-        """Whole validation cases, one per batch."""
+        """Whole validation cases, one per batch.
+
+        Raises:
+            UserError: If there are none.
+        """
+        if not self.split.val:
+            raise UserError(f"{self.root}: none of these cases are for validation")
         return self._whole_volumes(self.split.val)
 
     def test_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole test cases, one per batch.
 
         Raises:
-            UserError: If the split holds out no cases.
+            UserError: If there are none.
         """
         if not self.split.test:
             raise UserError(
-                "the split holds out no test cases: raise data.test_fraction, or name them in the splits file"
+                f"{self.root}: none of these cases are for the test. Train with a data.test_fraction, or a "
+                "data.splits_file that names some, or test on other data"
             )
         return self._whole_volumes(self.split.test)
 
@@ -203,31 +225,34 @@ class DecathlonDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over preprocessing and split of a checkpoint, so that a test never meets a case it was trained on.
 
+        Cases that the checkpoint does not know, such as those of another site, are test cases.
+
         Raises:
-            UserError: If the checkpoint was trained on cases under the same ids, but its split does not fit these.
+            UserError: If classes or channels are others than the checkpoint's.
         """
-        split = Split(**{role: tuple(ids) for role, ids in state_dict["split"].items()})
+        for name, own in (("classes", list(self.task.classes)), ("channels", list(self.task.channels))):
+            theirs = state_dict[name]
+            # What is called otherwise may be the same channel; what is called alike and comes in another order is not.
+            if own != theirs and (name == "classes" or sorted(own) == sorted(theirs)):
+                raise UserError(f"{self.root}: {name} {own} differ from the checkpoint's {theirs}")
+            if own != theirs:
+                rank_zero_info(f"{self.root}: its channels {own} are taken for the checkpoint's {theirs}")
+        here = {case.case_id for case in self.task.cases}
+        roles = {role: set(ids) for role, ids in state_dict["split"].items()}
+        known = set().union(*roles.values())
+        new, missing = sorted(here - known), sorted(known - here)
+        roles["test"].update(new)
+        split = Split(**{role: tuple(sorted(ids & here)) for role, ids in roles.items()})
+        if new and split != self._split:  # or it was said before
+            rank_zero_info(f"The checkpoint does not know {few(new)}: test cases")
+        if missing and split != self._split:
+            rank_zero_info(f"Of the checkpoint's cases there is no {few(missing)} in {self.root}")
+        self._split = split
         saved = Preprocessing.from_dict(state_dict["preprocessing"])
-        if list(self.task.classes) != list(state_dict["classes"]):
-            raise UserError(
-                f"{self.root}: classes {list(self.task.classes)} differ from the checkpoint's {state_dict['classes']}"
-            )
-        if split != self.split:
-            here = {case.case_id for case in self.task.cases}
-            missing = sorted({*split.train, *split.val, *split.test} - here)
-            seen = {*split.train, *split.val}
-            if missing and seen & set(self.split.test):
-                raise UserError(
-                    f"{self.root}: the checkpoint's split names cases that are not here ({', '.join(missing[:5])}, "
-                    f"{len(missing)} in all), and it was trained or validated on some of these. Give the data it was "
-                    "trained with, or a data.splits_file whose test cases it has not seen."
-                )
-            if not missing:
-                rank_zero_info("Using the split of the checkpoint, not the one of the data settings.")
-                self.split = split
-        if saved != self.preprocessing:
+        given = list(self.spacing or saved.spacing), self.normalize, self.foreground
+        if given != (list(saved.spacing), saved.normalize, saved.foreground):
             rank_zero_info(f"Using the preprocessing of the checkpoint: {saved}")
-            self._preprocessing = saved
+        self._preprocessing = saved
 
     def _checked_patch(self, patch_size: list[int] | None) -> Size3 | None:
         if patch_size is None:

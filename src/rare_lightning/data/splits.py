@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def read_split(path: Path | str, fold: int, case_ids: Iterable[str]) -> Split:
     unknown = sorted((train | val | test) - known)
     shared = sorted(train & val | train & test | val & test)
     if unknown:
-        raise UserError(f"{path}: fold {fold} names cases that dataset.json does not list: {', '.join(unknown[:10])}")
+        raise UserError(f"{path}: fold {fold} names cases that dataset.json does not list: {few(unknown)}")
     if shared:
-        raise UserError(f"{path}: fold {fold} gives cases two roles: {', '.join(shared[:10])}")
+        raise UserError(f"{path}: fold {fold} gives cases two roles: {few(shared)}")
     if not train or not val:
         raise UserError(
             f"{path}: fold {fold} has {len(train)} training and {len(val)} validation cases; both need some"

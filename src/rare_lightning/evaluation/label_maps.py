@@ -9,9 +9,8 @@ import SimpleITK as sitk
 import torch
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import Row, score_classes
-from rare_lightning.evaluation.tables import few
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
 
 

@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import Row
-from rare_lightning.evaluation.tables import few, format_spacing, read_cases, same_spacing
+from rare_lightning.evaluation.tables import format_spacing, read_cases, same_spacing
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,6 @@ def spacing_of(rows: Iterable[Row]) -> str:
     return mark + format_spacing(middle)
 
 
-def few(names: Iterable[str]) -> str:
-    """The first three, and how many there are."""
-    every = list(names)
-    return ", ".join(every[:3]) + (f", ... ({len(every)} in all)" if len(every) > 3 else "")
-
-
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
     names = list(rows[0])
