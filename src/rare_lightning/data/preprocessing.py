@@ -56,17 +56,18 @@ class Preprocessing:
         if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
             subject.image.set_data(subject.image.data.float())
         subject = tio.ToCanonical()(subject)
+        subject.image.set_data(subject.image.data.float())
+        box = content_box(torch.cat([subject.image.data, subject.label.data.float()]))
+        margins = [(side.start, n - side.stop) for side, n in zip(box, subject.spatial_shape, strict=True)]
+        subject = tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
         image, label = subject.image, subject.label
-        image.set_data(image.data.float())
         spacing = image.spacing
         if not np.allclose(spacing, self.spacing, rtol=1e-3):  # brought there as a scan to its level at inference
             size = covering_size(image.spatial_shape, spacing, self.spacing)
             image.set_data(resample(image.data, spacing, self.spacing, size))
             label.set_data(resample_labels(label.data, spacing, self.spacing, size))
             image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
-        box = content_box(torch.cat([image.data, label.data.float()]))
-        margins = [(side.start, n - side.stop) for side, n in zip(box, image.spatial_shape, strict=True)]
-        return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
+        return subject
 
     def normalized(self, data: Tensor) -> Tensor:
         """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""

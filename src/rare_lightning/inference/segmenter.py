@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.configuration import network_weights, read_checkpoint
-from rare_lightning.data.cropping import content_box
+from rare_lightning.data.cropping import Box, content_box
 from rare_lightning.data.geometry import Geometry, canonical_geometry, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
@@ -36,16 +36,16 @@ class Prepared:
     """A scan ready for the network.
 
     Attributes:
-        image: ``(C, d, h, w)`` float32: what of the level grid shows something, normalised and padded at its far end.
-        start: Its first voxel on the level grid.
-        size: Of the level grid.
+        image: ``(C, d, h, w)`` float32 on the level grid, normalised and padded at its far end.
+        size: Of the level grid before padding.
+        box: What of the scan it holds, along the canonical axes: all but the empty space around.
         route: Where it enters.
         geometry: Of the scan.
     """
 
     image: Tensor
-    start: Size3
     size: Size3
+    box: Box
     route: Route
     geometry: Geometry
 
@@ -118,6 +118,7 @@ class Segmenter:
             raise UserError(f"{', '.join(map(str, paths))}: cannot be averaged, they have no entry level in common")
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
+        self.coarsest_stride = self.networks[0].coarsest_stride
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
         self.memory = memory
@@ -183,16 +184,16 @@ class Segmenter:
         # Statistics are of what the scan shows: interpolation draws the border of a brain into the empty space around
         # it, where training had none.
         shown = np.maximum(spacing, chosen.spacing).tolist()
-        shown_size, size = (covering_size(geometry.canonical_size, spacing, new) for new in (shown, chosen.spacing))
-        volume = resample(torch.from_numpy(scan.canonical), spacing, shown, shown_size)
-        statistics = self.preprocessing.statistics(volume[:, *content_box(volume)])
-        volume = resample(volume, shown, chosen.spacing, size)
-        box = content_box(volume)
-        image = self.preprocessing.rescaled(volume[:, *box], *statistics)
-        x, y, z = (side.start for side in box)
+        volume = torch.from_numpy(scan.canonical)
+        box = self._content_box(volume, spacing)
+        volume = volume[:, *box]
+        shown_size, size = (covering_size(volume.shape[1:], spacing, new) for new in (shown, chosen.spacing))
+        volume = resample(volume, spacing, shown, shown_size)
+        statistics = self.preprocessing.statistics(volume)
+        image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
         deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
         multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
-        return Prepared(pad_to_size(image, round_up(image.shape[1:], multiple)), (x, y, z), size, chosen, geometry)
+        return Prepared(pad_to_size(image, round_up(size, multiple)), size, box, chosen, geometry)
 
     def window(self, prepared: Prepared) -> list[int] | None:
         """Base voxels per axis of the windows to segment a scan in; None for the whole.
@@ -207,12 +208,10 @@ class Segmenter:
         stride, coarsest = self.level_strides[level], self.networks[0].coarsest_stride
         size = [n * s for n, s in zip(prepared.image.shape[1:], stride, strict=True)]
         memory = 0.75 * total_memory(device) if self.memory is None else self.memory * GIB
-        cell = prod(stride) if self.networks[0].answer_grid == "base" else 1
-        answer_voxels, whole_voxels = (cell * prod(part) for part in (prepared.image.shape[1:], prepared.size))
+        answer_voxels = prod(size if self.networks[0].answer_grid == "base" else prepared.image.shape[1:])
         answers = 2 if self.mirror or len(self.networks) > 1 else 1
-        # The scan and its copy on the level grid, softmax maps, and the windows' weights; then the whole answer.
+        # The scan and its copy on the level grid, softmax maps, and the windows' weights.
         kept = 8 * prepared.image.numel() + 4 * answer_voxels * (answers * len(self.classes) + 1)
-        kept += 4 * len(self.classes) * (whole_voxels if whole_voxels > answer_voxels else 0)
         per_voxel = self.forward_bytes(level)
         voxels = (memory - LIBRARIES - kept) / per_voxel
         if prod(self.window_size or size) <= voxels:
@@ -270,35 +269,47 @@ class Segmenter:
         self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False
     ) -> Segmentation:
         """Bring :meth:`probabilities` to the scan's own grid or to the base grid, and take the likeliest class."""
-        on_base = self.networks[0].answer_grid == "base"
-        stride = self.level_strides[prepared.route.level] if on_base else (1, 1, 1)
-        answer_spacing = [mm / s for mm, s in zip(prepared.route.spacing, stride, strict=True)]
-        answer = _in_place(
-            answer, *([n * s for n, s in zip(part, stride, strict=True)] for part in (prepared.start, prepared.size))
-        )
-        geometry = prepared.geometry
+        answer_spacing: Sequence[float] = prepared.route.spacing
+        size = list(prepared.size)
+        if self.networks[0].answer_grid == "base":
+            stride = self.level_strides[prepared.route.level]
+            answer_spacing = [mm / s for mm, s in zip(prepared.route.spacing, stride, strict=True)]
+            size = [n * s for n, s in zip(size, stride, strict=True)]
+        answer = answer[:, : size[0], : size[1], : size[2]]
+        geometry, box = prepared.geometry, prepared.box
+        spacing, wanted = geometry.canonical_spacing, geometry.canonical_size
         if on_base_grid:
-            base = self.preprocessing.spacing
-            wanted, spacing = covering_size(geometry.canonical_size, geometry.canonical_spacing, base), base
-        else:
-            wanted, spacing = geometry.canonical_size, geometry.canonical_spacing
-        labels = np.empty(wanted, dtype=np.uint8)
-        kept = np.empty((len(self.classes), *wanted), dtype=np.float32) if keep_probabilities else None
+            geometry, box = _base_grid(geometry, box, self.preprocessing.spacing)
+            spacing, wanted = self.preprocessing.spacing, geometry.size
+        x, y, z = (side.stop - side.start for side in box)
+        labels = np.zeros(wanted, dtype=np.uint8)
+        kept = np.zeros((len(self.classes), *wanted), dtype=np.float32) if keep_probabilities else None
+        if kept is not None:
+            kept[0] = 1  # the empty space
         counts = np.zeros(len(self.classes), dtype=np.int64)
-        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, wanted, order=1):
-            labels[where] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, (x, y, z), order=1):
+            place = (slice(box[0].start + where.start, box[0].start + where.stop), *box[1:])
+            labels[place] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
             if kept is not None:
-                kept[:, where] = slab.cpu().numpy()
-            counts += np.bincount(labels[where].ravel(), minlength=len(self.classes))
-        if on_base_grid:
-            ratio = [mm / own for mm, own in zip(spacing, geometry.canonical_spacing, strict=True)]
-            geometry = canonical_geometry(level_affine(geometry.canonical_affine, ratio), wanted)
-        else:
+                kept[:, *place] = slab.cpu().numpy()
+            counts += np.bincount(labels[place].ravel(), minlength=len(self.classes))
+        if not on_base_grid:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
             kept = None if kept is None else np.stack([geometry.from_canonical(one) for one in kept])
         voxel_ml = float(np.prod(spacing)) / 1000
         volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
         return Segmentation(labels, geometry, volumes, prepared.route, self.window(prepared), kept)
+
+    def _content_box(self, volume: Tensor, spacing: Sequence[float]) -> Box:
+        """All but the empty space around what a scan shows; the whole scan, where that is too small for the network."""
+        box = content_box(volume)
+        base = self.preprocessing.spacing
+        extents = [(side.stop - side.start) * mm for side, mm in zip(box, spacing, strict=True)]
+        least = [s * mm for s, mm in zip(self.coarsest_stride, base, strict=True)]
+        if any(extent > enough for extent, enough in zip(extents, least, strict=True)):
+            return box
+        x, y, z = (slice(0, n) for n in volume.shape[1:])
+        return x, y, z
 
     @property
     def _device(self) -> torch.device:
@@ -317,17 +328,22 @@ class Segmenter:
         return self._bytes_of_level[level]
 
 
-def _in_place(answer: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Softmax ``(C, d, h, w)`` without its padding, in a volume that is background where it was not asked."""
-    box = [slice(first, min(first + n, end)) for first, n, end in zip(start, answer.shape[1:], size, strict=True)]
-    x, y, z = (side.stop - side.start for side in box)
-    answer = answer[:, :x, :y, :z]
-    if answer.shape[1:] == tuple(size):
-        return answer
-    whole = answer.new_zeros(len(answer), *size)
-    whole[0] = 1
-    whole[:, *box] = answer
-    return whole
+def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geometry, Box]:
+    """Grid of the base spacing that covers a scan in canonical order, and the place of a box of the scan on it.
+
+    It begins where the box does, or so many whole voxels before: at the scan's corner, if the box is the scan.
+    """
+    spacing = geometry.canonical_spacing
+    ratio = [mm / own for mm, own in zip(base, spacing, strict=True)]
+    starts = [side.start for side in box]
+    before = [ceil(first / r - 1e-3) for first, r in zip(starts, ratio, strict=True)]
+    within = covering_size([side.stop - side.start for side in box], spacing, base)
+    behind = covering_size([n - first for n, first in zip(geometry.canonical_size, starts, strict=True)], spacing, base)
+    affine = geometry.canonical_affine
+    affine[:3, 3] += affine[:3, :3] @ [first - n * r for first, n, r in zip(starts, before, ratio, strict=True)]
+    x, y, z = (n + m for n, m in zip(before, behind, strict=True))
+    on_x, on_y, on_z = (slice(n, n + m) for n, m in zip(before, within, strict=True))
+    return canonical_geometry(level_affine(affine, ratio), (x, y, z)), (on_x, on_y, on_z)
 
 
 def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
