@@ -126,6 +126,7 @@ def test_a_scan_of_one_slice_is_answered_or_refused_with_a_line(exported, scan, 
 
 
 def test_scans_enter_at_one_of_the_levels_that_were_exported(checkpoint, scan, tmp_path, capsys):
+    scan = scan[:21, :17, :13]  # no whole voxels of the levels that were not
     words = ["export", "--ckpt_path", str(checkpoint), "--format", "torchscript", "--level", "1"]
     assert main([*words, "--output", str(tmp_path / "one")]) == 0
     assert "level 1: probabilities differ from PyTorch's by at most" in capsys.readouterr().out

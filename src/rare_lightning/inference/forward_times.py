@@ -11,7 +11,7 @@ import torch
 
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.inference.windows import segment_level
-from rare_lightning.networks.grids import Size3, round_up
+from rare_lightning.networks.grids import Size3
 
 
 @torch.inference_mode()
@@ -55,10 +55,7 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
 
 def _forward(segmenter: Segmenter, level: int, size: Size3) -> Callable[[], Any]:
-    stride, deepest = segmenter.level_strides[level], segmenter.level_strides[max(segmenter.level_strides)]
-    shape = round_up(
-        [ceil(n / s) for n, s in zip(size, stride, strict=True)],
-        [whole // part for whole, part in zip(deepest, stride, strict=True)],
-    )
+    stride = segmenter.level_strides[level]
+    shape = segmenter.padded_size(level, [ceil(n / s) for n, s in zip(size, stride, strict=True)])
     image = torch.randn(1, len(segmenter.channels), *shape)
     return partial(segment_level, segmenter.networks[0], level, image, segmenter.window_size)

@@ -191,9 +191,12 @@ class Segmenter:
         volume = resample(volume, spacing, shown, shown_size)
         statistics = self.preprocessing.statistics(volume)
         image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
-        deepest, stride = self.level_strides[max(self.level_strides)], self.level_strides[chosen.level]
-        multiple = [whole // part for whole, part in zip(deepest, stride, strict=True)]
-        return Prepared(pad_to_size(image, round_up(size, multiple)), size, box, chosen, geometry)
+        return Prepared(pad_to_size(image, self.padded_size(chosen.level, size)), size, box, chosen, geometry)
+
+    def padded_size(self, level: int, size: Sequence[int]) -> Size3:
+        """Voxels of a level that hold so many, and whole voxels of the deepest level, be it exported or not."""
+        stride, deepest = self.level_strides[level], self.facts["level_strides"][-1]
+        return round_up(size, [whole // part for whole, part in zip(deepest, stride, strict=True)])
 
     def window(self, prepared: Prepared) -> list[int] | None:
         """Base voxels per axis of the windows to segment a scan in; None for the whole.
