@@ -23,13 +23,13 @@ def test_absent_class_contributes_nothing(dtype):
     target = torch.zeros(1, 64, 64, 64, dtype=torch.long)
     target[:, :32] = 1
     logits = torch.randn(1, 3, 64, 64, 64, dtype=dtype, requires_grad=True)
-    loss = DiceCrossEntropy()(logits, target)["dice"]
+    loss = DiceCrossEntropy()(logits, target)["dice_loss"]
     probability = logits.detach().float().softmax(1)[:, 1]
     expected = 1 - 2 * probability[:, :32].sum() / (probability.sum() + (target == 1).sum())
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
     assert torch.isfinite(logits.grad).all()
-    assert DiceCrossEntropy()(logits, torch.zeros_like(target))["dice"] == 0
+    assert DiceCrossEntropy()(logits, torch.zeros_like(target))["dice_loss"] == 0
 
 
 def test_consistency_teaches_the_gateways_and_not_the_encoder():
@@ -92,7 +92,7 @@ def test_loss_mixes_cross_entropy_and_dice():
     logits, target = torch.randn(1, 3, 4, 4, 4), torch.randint(0, 3, (1, 4, 4, 4))
     parts = DiceCrossEntropy(0.25)(logits, target)
     torch.testing.assert_close(parts["cross_entropy"], F.cross_entropy(logits, target))
-    torch.testing.assert_close(parts["loss"], 0.25 * parts["cross_entropy"] + 0.75 * parts["dice"])
+    torch.testing.assert_close(parts["loss"], 0.25 * parts["cross_entropy"] + 0.75 * parts["dice_loss"])
 
 
 def test_deep_supervision_halves_the_weight_per_stage():

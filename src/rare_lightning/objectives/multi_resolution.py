@@ -67,7 +67,7 @@ class MultiResolutionLoss(SelfDescribing, nn.Module):
             epoch: For the warm-up.
 
         Returns:
-            Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice}`` of the answers, and where there is a teacher
+            Scalars: ``loss``, ``level_{l}/{loss,cross_entropy,dice_loss}`` of the answers, and where there is a teacher
             ``level_{l}/consistency`` and ``consistency``.
 
         Raises:
