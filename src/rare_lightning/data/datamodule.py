@@ -302,6 +302,7 @@ class DecathlonDataModule(L.LightningDataModule):
             dataset,
             sampler=share,
             num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),  # for copies that do not wait
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
             generator=torch.Generator(),  # a seed for loader processes, which nothing uses, is not drawn from torch's

@@ -127,13 +127,13 @@ def make_pyramid(
     With ``intensities``, the subject holds the ``statistics`` of its scan.
     """
     images, labels = {}, {}
+    exact = random_spacing == EXACT
     for level, stride in enumerate(strides):
-        down = subject if level == 0 else ToLevelGrid(stride, label_downsampling)(subject)
+        to_level = ToLevelGrid(stride, label_downsampling, include=None if exact else ["label"])
+        down = subject if level == 0 else to_level(subject)
         # Some transforms change the type of a label map, and only when they are drawn.
-        images[level] = down.image.data.float()
-        octaves = 0.0
-        if random_spacing != EXACT:
-            images[level], octaves = random_spacing(subject.image.data.float(), stride)
+        image = down.image.data.float()
+        images[level], octaves = (image, 0.0) if exact else random_spacing(image, stride)
         if intensities is not None:
             images[level] = intensities.of_level(images[level], level + octaves, subject["statistics"])
         labels[level] = down.label.data[0].to(torch.uint8)

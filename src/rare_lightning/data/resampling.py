@@ -89,7 +89,8 @@ def largest_share(labels: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
     """
     largest = bring((labels == 0).float())
     winner = torch.zeros_like(largest, dtype=labels.dtype)
-    for value in range(1, int(labels.max()) + 1):  # one at a time: some tasks have a hundred, and volumes are large
+    present = torch.bincount(labels.flatten()).nonzero().flatten().tolist()
+    for value in filter(None, present):  # one at a time: some tasks have a hundred, and volumes are large
         share = bring((labels == value).float())
         winner[share > largest] = value
         largest = torch.maximum(largest, share)

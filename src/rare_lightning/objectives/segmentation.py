@@ -46,7 +46,7 @@ class DiceCrossEntropy(nn.Module):
         self.alpha = alpha
 
     def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Logits ``(B, C, D, H, W)`` and target ``(B, D, H, W)`` -> ``cross_entropy``, ``dice_loss`` and their ``loss``."""
+        """Logits ``(B, C, D, H, W)``, target ``(B, D, H, W)`` -> ``cross_entropy``, ``dice_loss`` and ``loss``."""
         log_probabilities = logits.float().log_softmax(dim=1)  # once for both
         cross_entropy = F.nll_loss(log_probabilities, target.long())
         dice = soft_dice_loss(log_probabilities.exp(), target)
