@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,16 @@ def cache_key(case: Case, preprocessing: Preprocessing) -> str:
     """Digest of the two files' bytes, the base spacing and the format of an entry."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, list(preprocessing.spacing)]).encode())
     for path in (case.image, case.label):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        status = path.stat()
+        digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:32]
+
+
+@cache
+def _file_digest(path: Path, size: int, changed: int) -> bytes:
+    """Of a file of that size, last changed then: a start asks several times, and a task may have tens of GB."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase | None:
