@@ -86,6 +86,25 @@ def test_the_sidecar_says_what_preprocessing_needs(exported, segmenter):
         assert 0 <= entry["largest_difference"] < 1e-3
 
 
+def test_exported_models_know_the_axes_that_training_flipped(checkpoint, scan, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["datamodule_hyper_parameters"]["augmentation"] = [{"class_path": "torchio.RandomFlip"}]
+    torch.save(content, tmp_path / "flips.ckpt")
+    words = ["--ckpt_path", str(tmp_path / "flips.ckpt"), "--format", "torchscript", "--level", "0"]
+    assert main(["export", *words, "--output", str(tmp_path / "exported")]) == 0
+    models = [rare_lightning.load(tmp_path / name, mirror=True) for name in ("flips.ckpt", "exported")]
+    answers = [model.probabilities(model.prepare(as_scan(scan), "scan", level=0)) for model in models]
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=0)
+
+    sidecar = tmp_path / "exported" / "model.json"
+    older = json.loads(sidecar.read_text())
+    del older["model"]["mirror_axes"]
+    sidecar.write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"exported: tells of no axis .* or export it again"):
+        rare_lightning.load(tmp_path / "exported", mirror=True)
+    assert rare_lightning.load([tmp_path / "exported", tmp_path / "flips.ckpt"]).networks
+
+
 def test_predicting_with_an_exported_model(exported, checkpoint, scan, tmp_path):
     sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
     answers = []

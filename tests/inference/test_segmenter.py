@@ -243,11 +243,48 @@ def test_an_ensemble_is_the_mean_of_its_members(checkpoint, segmenter, scan, tmp
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
 
 
-def test_mirrors_of_mirrors(checkpoint, scan):
-    mirrored = rare_lightning.load(checkpoint, mirror=True)
+def trained_with_flips(checkpoint, path, *axes):
+    content = torch.load(checkpoint, weights_only=True)
+    flips = [{"class_path": "torchio.RandomFlip", "init_args": {"axes": list(axes)}}]
+    content["datamodule_hyper_parameters"]["augmentation"] = flips if axes else None
+    torch.save(content, path)
+    return path
+
+
+def test_mirrors_of_mirrors(checkpoint, scan, tmp_path):
+    mirrored = rare_lightning.load(trained_with_flips(checkpoint, tmp_path / "flips.ckpt", 0), mirror=True)
     flipped = sitk.GetImageFromArray(np.ascontiguousarray(labels_of(scan)[:, :, ::-1]))
     plain = sitk.GetImageFromArray(labels_of(scan))
     assert np.array_equal(labels_of(mirrored(flipped))[:, :, ::-1], labels_of(mirrored(plain)))
+
+
+class FrontAndBack(Bright):
+    """Tells two classes apart by their place along axis 1, as a network does that was never flipped along it."""
+
+    def forward(self, images):
+        ((level, image),) = images.items()
+        place = torch.linspace(-9, 9, image.shape[3], device=image.device)[:, None].expand_as(image)
+        return Prediction({level: torch.cat([-image, place, -place], dim=1)}, {}, {})
+
+
+@pytest.mark.parametrize(("axes", "alike"), [([0], True), ([0, 2], True), ([1], False), ([0, 1, 2], False)])
+def test_only_axes_that_training_flipped_are_mirrored(checkpoint, scan, tmp_path, axes, alike):
+    path = trained_with_flips(checkpoint, tmp_path / "flips.ckpt", *axes)
+    answers = []
+    for mirror in (False, True):
+        model = rare_lightning.load(path, mirror=mirror).run_by(FrontAndBack("level"))
+        answers.append(model.probabilities(model.prepare(as_scan(scan), "scan")))
+    assert torch.allclose(*answers, atol=1e-5) == alike
+
+
+def test_models_that_were_trained_without_flips_are_not_mirrored(checkpoint, tmp_path):
+    plain = trained_with_flips(checkpoint, tmp_path / "plain.ckpt")
+    flips = [trained_with_flips(checkpoint, tmp_path / f"{axis}.ckpt", axis) for axis in (0, 1)]
+    with pytest.raises(UserError, match=r"plain\.ckpt: tells of no axis that its training flipped .*leave out mirror"):
+        rare_lightning.load([flips[0], plain], mirror=True)
+    with pytest.raises(UserError, match=r"1\.ckpt: cannot be averaged with .*0\.ckpt, they differ in mirror_axes"):
+        rare_lightning.load(flips, mirror=True)
+    assert len(rare_lightning.load([*flips, plain]).networks) == 3
 
 
 def test_members_that_answer_on_other_grids_are_refused(checkpoint, tmp_path):

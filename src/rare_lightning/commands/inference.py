@@ -46,7 +46,7 @@ def predict(
         level: Enter every scan at this level, whatever its spacing.
         routing: "detail" takes the coarsest level that keeps a scan's detail, "mean" the one nearest to its mean
             spacing, "finest" to that of its finest axis.
-        mirror: Average over mirror images: eight times the work.
+        mirror: Average over mirror images along the axes that training flipped: twice the work for each.
         memory: GiB that each device may use; three quarters of what it has by default. Scans that would need more are
             segmented in windows.
         preview: Write NAME.png.

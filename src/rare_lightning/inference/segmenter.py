@@ -24,11 +24,18 @@ from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
+from rare_lightning.inference.mirroring import flipped_axes, mirror_images
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan, refuse_non_finite
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, round_up
+
+MIRROR_AXES = "mirror_axes"
+NO_FLIPS = (
+    "tells of no axis that its training flipped (torchio.RandomFlip in data.augmentation), and in other mirror images "
+    "its classes may trade places: leave out mirror, or export it again if an older version exported it"
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,15 @@ class Segmenter:
     Args:
         checkpoints: Written by ``rare fit`` or ``rare export``; all for the same channels, classes and preprocessing.
         strategy: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
-        mirror: Average over the answers to the scan and its mirror images along each axis: eight times the work.
+        mirror: Average over the answers to the scan and its mirror images, along the axes that training flipped
+            (``torchio.RandomFlip``): twice the work for each.
         device: Where to run.
         memory: GiB that may be used for it; three quarters of what the device has if None. A scan that would need
             more is segmented in windows.
 
     Raises:
-        UserError: If a file is not a checkpoint of ``rare fit``, or the checkpoints do not belong together.
+        UserError: If a file is not a checkpoint of ``rare fit``, the checkpoints do not belong together, or are to see
+            mirror images and were trained on none.
     """
 
     def __init__(
@@ -100,11 +109,14 @@ class Segmenter:
         if not paths:
             raise UserError("there is no checkpoint to load")
         models = [_load(path) for path in paths]
-        for path, (_, facts) in zip(paths, models, strict=True):
-            if facts != models[0][1]:
-                differing = ", ".join(name for name in facts if facts[name] != models[0][1][name])
-                raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
         self.facts = facts = models[0][1]
+        for path, (_, other) in zip(paths, models, strict=True):
+            if mirror and not other.get(MIRROR_AXES):
+                raise UserError(f"{path}: {NO_FLIPS}")
+            alike = facts.keys() - (() if mirror else {MIRROR_AXES})
+            differing = ", ".join(sorted(name for name in alike if other.get(name) != facts[name]))
+            if differing:
+                raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
         self.networks = [network.to(device) for network, _ in models]
         self.channels: list[str] = facts["channels"]
         self.classes: list[str] = facts["classes"]
@@ -233,9 +245,7 @@ class Segmenter:
         """Softmax ``(C, D, H, W)``, on the base grid or the level grid as the network answers."""
         window = self.window(prepared)
         mean: Tensor | None = None
-        flips: list[tuple[int, ...]] = [()]
-        if self.mirror:
-            flips += [(2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+        flips = mirror_images(self.facts[MIRROR_AXES] if self.mirror else [])
         for network in self.networks:
             image = prepared.image[None].to(self._device)
             for axes in flips:
@@ -363,6 +373,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
     facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}
     facts["window_size"] = settings.get("window_size")
+    facts[MIRROR_AXES] = flipped_axes(checkpoint["datamodule_hyper_parameters"].get("augmentation"))
     try:
         module, _, name = settings["network"]["class_path"].rpartition(".")
         kind = getattr(importlib.import_module(module), name)
