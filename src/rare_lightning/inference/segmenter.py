@@ -56,6 +56,17 @@ class Prepared:
     route: Route
     geometry: Geometry
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The image as an array: tensors go to other processes by shared memory.
+
+        Containers have little of it, and where an image does not fit, the receiving process waits for ever.
+        """
+        return {**self.__dict__, "image": self.image.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A tensor again."""
+        self.__dict__.update(state, image=torch.from_numpy(state["image"]))
+
 
 @dataclass(frozen=True)
 class Segmentation:
