@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from rare_lightning.cli import main
 from tests.inference.conftest import checkpoint, scan
@@ -132,6 +134,23 @@ def test_answers_of_other_settings_are_not_mixed(checkpoint, folder, tmp_path, c
     assert predict(checkpoint, [folder / "one.nii.gz"], out) == 0
     assert predict(checkpoint, [folder], out, "--resume", "--level", "1") == 1
     assert f"{out}: one was answered with level None, and not 1; choose another --output" in capsys.readouterr().err
+    assert len(volumes(out)) == 1
+
+
+def test_answers_of_models_with_one_name_are_not_mixed(checkpoint, folder, tmp_path, capsys):
+    models = [tmp_path / place / "best.ckpt" for place in ("one", "moved", "other")]
+    for path in models:
+        path.parent.mkdir()
+        shutil.copy(checkpoint, path)
+    content = torch.load(checkpoint, weights_only=True)
+    next(weight for weight in content["state_dict"].values() if weight.is_floating_point()).add_(1)
+    torch.save(content, models[2])
+    out = tmp_path / "out"
+    assert predict(models[0], [folder / "one.nii.gz"], out) == 0
+    assert predict(models[1], [folder / "one.nii.gz"], out, "--resume") == 0
+    capsys.readouterr()
+    assert predict(models[2], [folder], out, "--resume") == 1
+    assert f"{out}: one was answered with model ['best.ckpt " in capsys.readouterr().err
     assert len(volumes(out)) == 1
 
 

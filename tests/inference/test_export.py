@@ -12,7 +12,7 @@ from rare_lightning import RAREUNet
 from rare_lightning.cli import main
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
-from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, sidecar_of, write
+from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, digest, sidecar_of, write
 from rare_lightning.inference.prediction import ScanDataset
 from rare_lightning.inference.scans import Scan, find_scans
 from rare_lightning.networks import UNet
@@ -84,6 +84,18 @@ def test_the_sidecar_says_what_preprocessing_needs(exported, segmenter):
     for entry in content["levels"].values():
         assert (exported / "onnx" / entry["file"]).exists()
         assert 0 <= entry["largest_difference"] < 1e-3
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_digest_of_an_exported_model_follows_every_file(exported, tmp_path, kind):
+    shutil.copytree(exported / kind, tmp_path / "copy")
+    whole = digest(exported / kind)
+    assert digest(tmp_path / "copy") == digest(tmp_path / "copy" / "model.json") == whole
+    for file in (tmp_path / "copy").iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        assert digest(tmp_path / "copy") != whole
+        file.write_bytes(content)
 
 
 def test_exported_models_know_the_axes_that_training_flipped(checkpoint, scan, tmp_path):

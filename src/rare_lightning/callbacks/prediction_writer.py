@@ -26,7 +26,7 @@ class PredictionWriter(BasePredictionWriter):
         folder: Where ``NAME.nii.gz`` (or the scan's own format), ``NAME.json``, ``volumes.csv``,
             ``NAME.png`` and ``NAME_probabilities.nii.gz`` go.
         classes: Class names by label value.
-        settings: What answers follow from, for the record: names of the checkpoints, routing and the like.
+        settings: What answers follow from, for the record: names and digests of the models, routing and the like.
         preview: Write ``NAME.png``.
         probabilities: Whether answers come with probabilities.
     """

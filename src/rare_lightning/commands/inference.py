@@ -16,7 +16,7 @@ from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter, find_scans
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
-from rare_lightning.inference.export import EngineNetwork, Format, export_network
+from rare_lightning.inference.export import EngineNetwork, Format, digest, export_network
 from rare_lightning.inference.scans import read_scan
 
 
@@ -64,7 +64,8 @@ def predict(
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
     scans = find_scans(input)
     folder = Path(output).expanduser()
-    settings = {"model": [Path(path).name for path in ckpt_path], "grid": grid, "level": level, "routing": routing}
+    models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
+    settings = {"model": models, "grid": grid, "level": level, "routing": routing}
     writer = PredictionWriter(folder, segmenter.classes, {**settings, "mirror": mirror}, preview, probabilities)
     for scan in scans:
         if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:

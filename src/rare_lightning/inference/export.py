@@ -1,5 +1,6 @@
 """Networks as files of other inference engines, one per level, and running those files."""
 
+import hashlib
 import importlib
 import json
 import logging
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rare_lightning.errors import UserError
+from rare_lightning.models import find_checkpoint
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.networks.grids import Size3
 from rare_lightning.networks.heads import Grid
@@ -180,6 +182,22 @@ def sidecar_of(path: Path) -> Path | None:
         return path
     beside = path.parent / SIDECAR
     return beside if path.suffix in SUFFIXES.values() and beside.exists() else None
+
+
+def digest(path: str | Path) -> str:
+    """What tells the files of a model from those of any other, whatever they are called.
+
+    Args:
+        path: Of a checkpoint or an exported model that can be read, as given.
+    """
+    sidecar = sidecar_of(Path(path))
+    # With the weights that some engines keep in a file of their own.
+    files = [find_checkpoint(path)] if sidecar is None else [sidecar, *sorted(sidecar.parent.glob("level_*"))]
+    found = hashlib.sha256()
+    for name in files:
+        with name.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:12]
 
 
 def write(format: Format, module: nn.Module, example: Tensor, path: Path) -> None:
