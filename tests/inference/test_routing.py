@@ -61,6 +61,25 @@ def test_the_note_says_what_is_done():
     assert route((1, 1, 1), (1, 1, 1), STRIDES, level=2).note.startswith("1x1x1 mm enters at level 2 (as asked for)")
 
 
+@pytest.mark.parametrize(
+    ("spacing", "why"),
+    [
+        ((1, 1, 2), "level 0 (keeps its detail)"),
+        ((1, 1, 6), "level 2 (stretches no axis beyond twice)"),
+        ((1, 1, 30), "level 3 (the coarsest level)"),
+        ((0.5, 0.5, 0.5), "level 0 (the finest level, the scan is finer than level 0)"),
+        ((12, 12, 12), "level 3 (keeps its detail, the scan is coarser than the last level)"),
+    ],
+)
+def test_the_note_says_whether_detail_is_kept(spacing, why):
+    assert f"enters at {why}" in route(spacing, (1, 1, 1), STRIDES).note
+
+
+def test_unknown_strategies_are_refused():
+    with pytest.raises(ValueError, match=r"routing \(nearest\) must be one of detail, mean, finest"):
+        route((1, 1, 1), (1, 1, 1), STRIDES, "nearest")
+
+
 def test_unknown_levels_are_refused():
     with pytest.raises(ValueError, match=r"level \(4\) must be one of \[0, 1, 2, 3\]"):
         route((1, 1, 1), (1, 1, 1), STRIDES, level=4)

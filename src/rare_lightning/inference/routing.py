@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, fsum, log
-from typing import Literal
+from typing import Literal, get_args
 
 from rare_lightning.data.geometry import Spacing
 from rare_lightning.networks.grids import Size3
@@ -50,7 +50,7 @@ def route(
         level: This level, whatever the spacing.
 
     Raises:
-        ValueError: If there is no such level.
+        ValueError: If there is no such level or strategy.
     """
     if level is not None and level not in level_strides:
         raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")
@@ -61,11 +61,13 @@ def route(
     if level is not None:
         chosen, why = level, "as asked for"
     elif strategy == "detail":
-        chosen, why = _keeping_detail(offsets), "keeps its detail"
+        chosen, why = _by_detail(offsets)
     elif strategy == "mean":
         chosen, why = min(offsets, key=lambda entry: abs(fsum(offsets[entry]))), "nearest"
-    else:
+    elif strategy == "finest":
         chosen, why = min(offsets, key=lambda entry: abs(min(offsets[entry]))), "nearest to the finest axis"
+    else:
+        raise ValueError(f"routing ({strategy}) must be one of {', '.join(get_args(RoutingStrategy))}")
     offset = offsets[chosen]
     x, y, z = (
         mm if abs(exp(o) - 1) < TOLERANCE else level_mm
@@ -81,16 +83,24 @@ def route(
     return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")
 
 
-def _keeping_detail(offsets: Mapping[int, Sequence[float]]) -> int:
+def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:
     """The coarser of two levels: the coarsest that loses no detail, and the finest that stretches no axis beyond twice.
 
     Args:
         offsets: Level -> logarithm of scan spacing over level spacing, per axis.
+
+    Returns:
+        Level, and why.
     """
     nearly = NEARLY * log(2)
     no_loss = [level for level, offset in offsets.items() if min(offset) >= -nearly]
     no_stretch = [level for level, offset in offsets.items() if max(offset) <= log(2) + nearly]
-    return max(max(no_loss, default=min(offsets)), min(no_stretch, default=max(offsets)))
+    chosen = max(max(no_loss, default=min(offsets)), min(no_stretch, default=max(offsets)))
+    if chosen in no_loss:
+        return chosen, "keeps its detail"
+    if chosen == min(offsets):
+        return chosen, "the finest level"
+    return chosen, "stretches no axis beyond twice" if chosen in no_stretch else "the coarsest level"
 
 
 def _times(spacing: Spacing, stride: Size3) -> Spacing:
