@@ -307,7 +307,7 @@ def test_a_checkpoint_cannot_name_any_function(checkpoint, tmp_path, path):
 def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
     with pytest.raises(UserError, match=r"image: has 2 channel\(s\), the model needs 1"):
         segmenter(sitk.Compose([scan, scan]))
-    with pytest.raises(UserError, match=r"level \(3\) must be one of \[0, 1, 2\]"):
+    with pytest.raises(UserError, match=r"^image: level \(3\) must be one of \[0, 1, 2\]"):
         segmenter(scan, level=3)
     broken = sitk.Image(scan)
     broken[3, 3, 3] = float("nan")

@@ -203,7 +203,7 @@ class Segmenter:
         try:
             chosen = route(spacing, base, self.level_strides, self.strategy, level)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"{name}: {error}") from error
         # Statistics are of what the scan shows: interpolation draws the border of a brain into the empty space around
         # it, where training had none.
         shown = np.maximum(spacing, chosen.spacing).tolist()
