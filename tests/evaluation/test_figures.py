@@ -1,7 +1,9 @@
+import tracemalloc
+
 import numpy as np
 from matplotlib.image import imread
 
-from rare_lightning.evaluation.figures import COLORS, Slice, plot_dice_by_resolution, plot_montage
+from rare_lightning.evaluation.figures import COLORS, Slice, plot_dice_by_resolution, plot_montage, plot_preview
 from rare_lightning.evaluation.protocol import Row
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.metrics import Scores
@@ -61,3 +63,30 @@ def test_levels_of_one_spacing_are_drawn_beside_each_other(tmp_path):
     same, other = (imread(tmp_path / f"{name}.png") for name in ("same", "other"))
     rows = np.flatnonzero((same != other).any(axis=(1, 2)))
     assert rows.min() > 0.8 * len(same)  # the tick's label below the axes, and no line
+
+
+def test_a_preview_copies_no_volume(tmp_path):
+    """Which of a large scan takes seconds."""
+    image = np.zeros((256, 256, 256), np.float32).transpose(2, 0, 1)
+    image[:, :, 128:] = np.linspace(0, 1, 128)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[100:140, 100:140, 100:140] = 1
+    tracemalloc.start()
+    try:
+        plot_preview(image, labels, (1, 1, 1), (1, 1, 1), ["background", "a"], tmp_path / "preview.png")
+        assert tracemalloc.get_traced_memory()[1] < 0.7 * image.nbytes
+    finally:
+        tracemalloc.stop()
+    assert imread(tmp_path / "preview.png").std() > 0
+
+
+def test_the_window_of_a_large_preview_is_that_of_its_scan(tmp_path):
+    values = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[10:20, 12:22, 14:24] = 1
+    for name, times in (("small", 1), ("large", 4)):
+        image, mask = (array.repeat(times, 0).repeat(times, 1).repeat(times, 2) for array in (values, labels))
+        spacing = (1 / times,) * 3
+        plot_preview(image, mask, spacing, spacing, ["background", "a"], tmp_path / f"{name}.png")
+    small, large = (imread(tmp_path / f"{name}.png")[..., :3] for name in ("small", "large"))
+    assert np.abs(small - large).mean() < 0.01
