@@ -63,6 +63,15 @@ def test_several_scans_are_too_many(words, scan, tmp_path, capsys):
     assert "holds 2 scans; give one" in capsys.readouterr().err
 
 
+def test_a_scan_that_is_too_small_for_a_level_is_answered_with_a_line(words, tmp_path, capsys):
+    words = [*words, "--output", str(tmp_path / "out"), "--engines", '["eager"]']
+    assert main([*words, "--size", "[8,8,8]"]) == 1
+    error = capsys.readouterr().err
+    assert "noise of 8x8x8 voxels at level 0: level 2 image has size" in error
+    assert error.strip().endswith("Take a larger --size or --input")
+    assert len(error.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -151,7 +151,7 @@ def benchmark(
         repeats: Runs of each, taken in turns.
 
     Raises:
-        UserError: If an engine is not installed, or the checkpoint is an exported one.
+        UserError: If an engine is not installed, the checkpoint is an exported one, or the scan is too small for it.
     """
     segmenter = Segmenter(ckpt_path)
     if isinstance(segmenter.networks[0], EngineNetwork):
@@ -170,7 +170,10 @@ def benchmark(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".running-") as temporary:
             chosen = engines or installed_engines()
-            timings = time_stages(segmenter, scan, chosen, Path(temporary), repeats, print)
+            try:
+                timings = time_stages(segmenter, scan, chosen, Path(temporary), repeats, print)
+            except ValueError as error:  # of a network, at the level that the scan is too small for
+                raise UserError(f"{what}: {error}. Take a larger --size or --input") from error
         note = f"{what}, {torch.get_num_threads()} threads, median of {repeats}"
         write_timings(as_rows(timings, segmenter), note, folder)
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
