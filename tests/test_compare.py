@@ -96,8 +96,27 @@ def test_what_was_scored_against_one_truth_is_compared_by_that(runs, tmp_path, c
     assert [(d["truth"], d["level"]) for d in record["differences"]] == [("fine", "0"), ("fine", "1"), ("fine", "mean")]
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert "level truth" not in capsys.readouterr().out
-    assert compare(tmp_path / "mixed", runs[0], fine[1]) == (1, None)
-    assert "score both by rare test, or both by rare evaluate" in capsys.readouterr().err
+
+
+def test_truths_that_only_some_were_scored_by_are_left_out(runs, tmp_path, capsys):
+    """As of a run beside what rare evaluate found of another tool."""
+    other = write_run(tmp_path / "tool", 0.6, truths=["fine"], protocol={**PROTOCOL, "label_downsampling": None})
+    both = []
+    for order in ([runs[0], other], [other, runs[0]]):
+        code, record = compare(tmp_path / order[0].name, *order)
+        assert code == 0
+        both.append({(m["method"], m["level"], m["class"], m["score"]): m["mean"] for m in record["means"]})
+        assert {mean["truth"] for mean in record["means"]} == {"fine"}
+        line = "The level truth (label on the level grid) is left out, which the tests of tool lack."
+        assert line in capsys.readouterr().out
+        page = (tmp_path / order[0].name / "comparison.md").read_text()
+        assert line in page
+        assert "brought down by" not in page
+        assert "NSD forgives 1.0 mm" in page
+    assert both[0] == both[1]
+    level = write_run(tmp_path / "level", 0.6, truths=["level"])
+    assert compare(tmp_path / "none", level, other) == (1, None)
+    assert "no truth is common to all: level against level; tool against fine. To" in capsys.readouterr().err
 
 
 def test_means_are_those_of_rare_test(runs, tmp_path):

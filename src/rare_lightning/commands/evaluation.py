@@ -97,6 +97,8 @@ def compare(
     console = Console()
     for truth in comparison.truths:
         console.print(comparison_table(comparison, truth))
+    if comparison.left_out:
+        print(comparison.left_out)
     print(f"Comparison in {folder}: comparison.html, comparison.md, comparison.csv, comparison.json, figures")
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rare_lightning.evaluation.methods import Method, refuse_different
-from rare_lightning.evaluation.protocol import TRUTHS, Truth
+from rare_lightning.evaluation.methods import Method, refuse_different, shared_truths
+from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Truth
 from rare_lightning.evaluation.statistics import (
     Array,
     PairedTest,
@@ -68,7 +68,7 @@ class Comparison:
         cases: Case ids.
         levels: Level, and ``mean`` at last -> spacing in mm, or its median.
         classes: Foreground classes in the reference's order, and ``mean`` at last if there are several.
-        truths: Those that the methods were scored against, ``fine`` last.
+        truths: Those that all methods were scored against, ``fine`` last.
         means: By score, method, truth, level and class.
         differences: Of all methods but the reference.
 
@@ -82,7 +82,7 @@ class Comparison:
         self.names = [method.name for method in methods]
         rows = methods[0].rows
         self.cases = sorted({row.case for row in rows})
-        self.truths = [truth for truth in TRUTHS if truth in {row.truth for row in rows}]
+        self.truths = shared_truths(methods)
         by_level = {level: [row for row in rows if row.level == level] for level in sorted({row.level for row in rows})}
         self.levels = {str(level): spacing_of(of_level) for level, of_level in by_level.items()}
         classes = list(dict.fromkeys(row.class_name for row in rows))
@@ -95,6 +95,16 @@ class Comparison:
         self._dice: Array = scores[Scores._fields.index("dice")]
         self.means = self._means(scores)
         self.differences = self._differences()
+
+    @property
+    def left_out(self) -> str:
+        """A sentence on the truth that some methods lack; empty if there is none."""
+        for truth in TRUTHS:
+            lacking = [method.name for method in self.methods if truth not in method.truths]
+            if 0 < len(lacking) < len(self.methods):
+                label = TRUTH_LABELS[truth]
+                return f"The {truth} truth ({label}) is left out, which the tests of {', '.join(lacking)} lack."
+        return ""
 
     def case_dice(self, method: str) -> Array:
         """Mean Dice of each case over classes, of the reference and of a method.

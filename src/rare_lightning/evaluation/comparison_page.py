@@ -77,10 +77,13 @@ def _head(comparison: Comparison) -> list[Block]:
         f"{len(comparison.cases)} cases at levels {', '.join(levels)}. In brackets: 95 % bootstrap intervals over "
         f"cases ({RESAMPLES} resamples, the same for every method). In **bold**: the best mean of a row."
     )
+    if "level" in comparison.truths and rules:
+        text += f" Labels were brought down by `{rules.get('label_downsampling')}`."
     if rules:
-        text += f" Labels were brought down by `{rules.get('label_downsampling')}`; NSD forgives "
-        text += f"{rules.get('nsd_tolerance_mm')} mm."
+        text += f" NSD forgives {rules.get('nsd_tolerance_mm')} mm."
     blocks: list[Block] = [Heading(f"Comparison: {', '.join(comparison.names)}", 1), Paragraph(text)]
+    if comparison.left_out:
+        blocks.append(Paragraph(comparison.left_out))
     if unknown:
         blocks.append(
             Paragraph(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rare_lightning.errors import UserError, few
-from rare_lightning.evaluation.protocol import Row
+from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
 from rare_lightning.evaluation.tables import format_spacing, read_cases, same_spacing
 
 
@@ -37,6 +37,11 @@ class Method:
     def slices(self) -> Path:
         """Where ``rare test`` put the slices of its cases."""
         return self.path.with_name("slices.npz")
+
+    @property
+    def truths(self) -> set[Truth]:
+        """What it was scored against."""
+        return {row.truth for row in self.rows}
 
     @property
     def spacings(self) -> dict[tuple[str, int], tuple[float, float, float]]:
@@ -118,19 +123,27 @@ def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
             raise UserError(f"{path}: case {row.case} has several spacings at level {row.level}; a scan has one")
 
 
+def shared_truths(methods: Sequence[Method]) -> list[Truth]:
+    """Those that all methods were scored against: ``rare evaluate`` and other programs have the ``fine`` one only."""
+    return [truth for truth in TRUTHS if all(truth in method.truths for method in methods)]
+
+
 def refuse_different(methods: Sequence[Method]) -> None:
     """Refuse methods whose tables cannot be laid beside the first one's.
 
     Raises:
-        UserError: If they differ in cases, levels, classes, truths, spacings or protocol.
+        UserError: If they differ in cases, levels, classes, spacings or protocol, or have no truth in common.
     """
+    truths = shared_truths(methods)
+    if not truths:
+        scored = "; ".join(f"{method.name} against {', '.join(sorted(method.truths))}" for method in methods)
+        raise UserError(f"no truth is common to all: {scored}. To compare them, score all by rare evaluate")
     one = methods[0]
     for other in methods[1:]:
         for what, advice, mine, theirs in (
             ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
             ("levels", "train both with the same data.levels", *_columns(one, other, "level")),
             ("classes", "train both on the same task", *_columns(one, other, "class_name")),
-            ("truths", "score both by rare test, or both by rare evaluate", *_columns(one, other, "truth")),
         ):
             if mine != theirs:
                 lacks = [
@@ -153,7 +166,8 @@ def refuse_different(methods: Sequence[Method]) -> None:
     for one, other in product(methods, repeat=2):  # not only the first's: it may have no summary.json
         mine, theirs = one.summary.get("protocol", {}), other.summary.get("protocol", {})
         for rule in sorted(mine.keys() & theirs.keys()):
-            if mine[rule] != theirs[rule]:
+            # Full-resolution labels are not brought down.
+            if mine[rule] != theirs[rule] and (rule != "label_downsampling" or "level" in truths):
                 raise UserError(
                     f"{one.name} and {other.name} were scored by different protocols: {rule} is {mine[rule]} and "
                     f"{theirs[rule]}. To compare them, test both with the same one"
