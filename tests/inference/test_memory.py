@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from rare_lightning import RAREUNet
-from rare_lightning.inference.memory import KERNELS, PROBE, forward_bytes, total_memory
+from rare_lightning.inference.memory import KERNELS, PROBE, forward_bytes, memory_limits, total_memory
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, UNet
 
 
@@ -39,3 +40,34 @@ def test_deeper_levels_need_less_and_wider_networks_more():
 
 def test_the_machine_has_memory():
     assert 2**28 < total_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limits"),
+    [
+        (
+            "0::/job/step\n",
+            {"job/step/memory.max": "max", "job/memory.max": "3000", "memory.max": "5000"},
+            [3000, 5000],
+        ),
+        ("0::/job\n", {"job/memory.max": "max", "other/memory.max": "10"}, []),
+        ("0::/\n", {"memory.max": "700"}, [700]),
+        (
+            "9:cpu,cpuacct:/elsewhere\n4:memory:/slurm/job_1\n0::/\n",
+            {"memory/slurm/job_1/memory.limit_in_bytes": "20", "memory/memory.limit_in_bytes": "9223372036854771712"},
+            [20, 9223372036854771712],
+        ),
+        ("4:memory:/docker/of:the/machine\n", {"memory/memory.limit_in_bytes": "40"}, [40]),
+    ],
+)
+def test_limits_of_a_job_and_of_all_that_holds_it_are_found(tmp_path, groups, files, limits):
+    assert memory_limits(tmp_path) == []
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n" if text.isalnum() else text)
+    assert memory_limits(tmp_path) == limits
+
+
+def test_the_smallest_limit_counts(monkeypatch):
+    monkeypatch.setattr("rare_lightning.inference.memory.memory_limits", lambda: [2**62, 12345, 2**40])
+    assert total_memory(torch.device("cpu")) == 12345

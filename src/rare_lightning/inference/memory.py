@@ -37,12 +37,30 @@ def total_memory(device: torch.device) -> int:
     """Bytes of a device; of the CPU, what this process is allowed if a limit is set."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    total = int(psutil.virtual_memory().total)
-    # Containers and batch systems limit a process below what the machine has.
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-            total = min(total, int(text))
-    return total
+    return min([int(psutil.virtual_memory().total), *memory_limits()])
+
+
+def memory_limits(root: Path = Path("/")) -> list[int]:
+    """Bytes that containers and batch systems allow this process: of its control group and of all above.
+
+    Args:
+        root: Of the file system.
+    """
+    groups = root / "proc/self/cgroup"
+    limits = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:  # on Linux only
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = top / path.strip("/")  # in a container perhaps the machine's path, of which it sees the end only: top
+        for file in (folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)):
+            if file.exists() and (text := file.read_text().strip()).isdigit():  # or "max"
+                limits.append(int(text))
+    return limits
 
 
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not annotated it
