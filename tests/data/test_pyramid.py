@@ -51,6 +51,11 @@ def test_majority_takes_the_most_frequent_class():
     assert down.sum() == 3
 
 
+def test_labels_that_a_transform_made_floats_are_the_same():
+    label = torch.randint(0, 3, (1, 8, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(downsample_label(label.float(), (2, 2, 2)), downsample_label(label, (2, 2, 2)).float())
+
+
 def test_corner_labels_are_shifted_against_their_image():
     # A label that holds its own index: nearest takes the block's centre, corner the first voxel.
     ramp = torch.arange(16, dtype=torch.uint8).view(1, 16, 1, 1).expand(1, 16, 4, 4)

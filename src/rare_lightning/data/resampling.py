@@ -89,7 +89,7 @@ def largest_share(labels: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
     """
     largest = bring((labels == 0).float())
     winner = torch.zeros_like(largest, dtype=labels.dtype)
-    present = torch.bincount(labels.flatten()).nonzero().flatten().tolist()
+    present = torch.bincount(labels.flatten().int()).nonzero().flatten().tolist()
     for value in filter(None, present):  # one at a time: some tasks have a hundred, and volumes are large
         share = bring((labels == value).float())
         winner[share > largest] = value
