@@ -234,14 +234,35 @@ def test_a_task_of_one_class_trains_tests_and_predicts(one_class, tmp_path, caps
     assert "organ" in capsys.readouterr().out
 
 
-def test_nnunet_is_planned_from_the_data(phantom, tmp_path):
-    words = ["--config", str(CONFIGS / "network" / "nnunet.yaml"), "--model.network.init_args.features", "2"]
-    assert fit(phantom, tmp_path / "run", *words, "--trainer.limit_train_batches", "1") == 0
+NNUNET = ["--config", str(CONFIGS / "network" / "nnunet.yaml"), "--model.network.init_args.features", "2"]
+
+
+def test_nnunet_is_planned_from_what_it_is_trained_with(phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    known, tested = [f"hippocampus_{i:03d}" for i in (1, 2)], [f"hippocampus_{i:03d}" for i in (3, 4, 5, 6)]
+    for path in (root / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr") for name in tested):
+        scan = nib.load(path)
+        nib.save(nib.Nifti1Image(scan.get_fdata(), scan.affine * [[2], [2], [2], [1]]), path)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": known[:1], "val": known[1:]}))
+    words = [*NNUNET, "--data.splits_file", str(tmp_path / "splits.json"), "--trainer.limit_train_batches", "1"]
+    assert fit(root, tmp_path / "run", *words, "--data.batch_size", "1") == 0
     planned = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["network"]["init_args"]
     assert planned["spacing"] == pytest.approx([1, 1, 1])
-    labels = [nib.as_closest_canonical(nib.load(path)) for path in (phantom / "labelsTr").glob("*.nii.gz")]
-    extents = [np.multiply(label.shape, label.header.get_zooms()) for label in labels]
-    assert planned["patch_size"] == np.round(np.median(extents, axis=0)).tolist()
+    labels = [nib.as_closest_canonical(nib.load(root / "labelsTr" / f"{name}.nii.gz")) for name in known]
+    assert planned["patch_size"] == np.round(np.median([label.shape for label in labels], axis=0)).tolist()
+
+
+def test_nnunet_goes_on_as_it_was_planned(phantom, tmp_path):
+    assert fit(phantom, tmp_path / "run", *NNUNET) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    words = ["--ckpt_path", str(last), "--data.patch_size", "[8, 8, 8]", "--trainer.max_epochs", "2"]
+    assert fit(phantom, tmp_path / "next", *NNUNET, *words) == 0
+
+
+@pytest.mark.parametrize(("setting", "value"), [("depth", "0"), ("spacing", "[1, 1, 0]"), ("patch_size", "[9, 9, 9]")])
+def test_settings_that_nothing_can_be_planned_from_are_refused(phantom, tmp_path, setting, value, capsys):
+    assert fit(phantom, tmp_path / "run", *NNUNET, f"--data.{setting}", value) == 1
+    assert_one_line(setting, capsys.readouterr().err)
 
 
 def test_missing_architectures_are_answered_with_what_to_install(phantom, tmp_path, monkeypatch, capsys):

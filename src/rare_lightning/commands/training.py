@@ -21,8 +21,8 @@ from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
 from rare_lightning.configuration import begin_from, changed_settings, read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
-from rare_lightning.data.preprocessing import median_size, median_spacing
-from rare_lightning.data.task import Task, read_task
+from rare_lightning.data.random_spacing import EXACT
+from rare_lightning.data.task import Task
 from rare_lightning.errors import UserError, few
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
@@ -138,12 +138,14 @@ class RareCLI(LightningCLI):
         if self.subcommand == "fit":
             if not config.resume:
                 refuse_folder_in_use(folder, checkpoint)
-            _plan_network(config)
-            if checkpoint is not None:
+            if checkpoint is None:
+                _plan_network(config, {})
+            else:
                 # And not by Lightning, who would run the pickles of one that comes from a URL.
                 content = read_checkpoint(checkpoint)
                 if "optimizer_states" not in content:
                     raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
+                _plan_network(config, content["hyper_parameters"].get("network", {}).get("init_args", {}))
                 self._compare_settings(content, config)
                 self._data_state = content["DecathlonDataModule"]
         elif checkpoint is None:
@@ -374,14 +376,28 @@ def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
     return None if last is None else str(last)
 
 
-def _plan_network(config: Namespace) -> None:
-    """Tell a network whose shape follows from the data, as nnU-Net's does, the spacing and size of its input."""
+def _plan_network(config: Namespace, trained: dict[str, Any]) -> None:
+    """Tell a network whose shape follows from the data, as nnU-Net's does, the spacing and size of its input.
+
+    Args:
+        config: Of the run.
+        trained: Arguments of the network that a training goes on with: its weights have the shape that was planned.
+
+    Raises:
+        UserError: If the settings of the data contradict each other.
+    """
     arguments = config.model.network.init_args
     if "patch_size" not in arguments or arguments.patch_size is not None:
         return
-    cases = read_task(config.data.root).cases
-    arguments.spacing = list(config.data.spacing or median_spacing(cases))
-    arguments.patch_size = list(config.data.patch_size or median_size(cases, tuple(arguments.spacing)))
+    if trained.get("patch_size") is not None:
+        arguments.spacing, arguments.patch_size = trained["spacing"], trained["patch_size"]
+        return
+    try:
+        data = DecathlonDataModule(**{**config.data.as_dict(), "augmentation": None, "random_spacing": EXACT})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    arguments.spacing = list(data.preprocessing.spacing)
+    arguments.patch_size = list(data.typical_size())
 
 
 def _count_channels(root: str | None, download: bool | str) -> int:

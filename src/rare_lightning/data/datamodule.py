@@ -19,7 +19,7 @@ from rare_lightning.data.cache import default_cache_dir, find_cached, write_cach
 from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.download import find_task
 from rare_lightning.data.integrity import check_cases
-from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_spacing
+from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, LevelIntensities, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
@@ -142,13 +142,19 @@ class DecathlonDataModule(L.LightningDataModule):
     def preprocessing(self) -> Preprocessing:
         """Deterministic preprocessing; its base spacing is read from headers if not given."""
         if self._preprocessing is None:
-            # Of training and validation, which together are the same in all folds: their networks answer as one.
-            known = [*self.split.train, *self.split.val]
-            spacing = median_spacing(self._cases(known)) if self.spacing is None else tuple(self.spacing)
+            spacing = median_spacing(self._known_cases()) if self.spacing is None else tuple(self.spacing)
             if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
                 raise UserError(f"data.spacing must be three positive numbers of mm: {list(spacing)}")
             self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
         return self._preprocessing
+
+    def typical_size(self) -> Size3:
+        """Of what a network is trained with, in base voxels: the patch, or the median case.
+
+        Raises:
+            UserError: If a header cannot be read.
+        """
+        return self.patch_size or median_size(self._known_cases(), self.preprocessing.spacing)
 
     def prepare_data(self) -> None:
         """Check and preprocess what is not in the cache, all cases for a training. Runs in one process per machine."""
@@ -267,6 +273,10 @@ class DecathlonDataModule(L.LightningDataModule):
     def _cases(self, case_ids: Sequence[str]) -> tuple[Case, ...]:
         wanted = set(case_ids)
         return tuple(case for case in self.task.cases if case.case_id in wanted)
+
+    def _known_cases(self) -> tuple[Case, ...]:
+        """Those that train and validate, which together are the same in all folds: their networks answer as one."""
+        return self._cases([*self.split.train, *self.split.val])
 
     def _is_cached(self, case: Case) -> bool:
         """Whether the case was checked and preprocessed before, for as many channels and classes."""
