@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from rare_lightning.data import cache
 from rare_lightning.data.cache import cache_key, default_cache_dir, find_cached, write_cached
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
 
 SETTINGS = Preprocessing((1.0, 1.0, 1.0))
 
@@ -51,9 +53,15 @@ def test_the_key_depends_on_content_and_spacing_and_not_on_the_place(case, tmp_p
     assert cache_key(moved, SETTINGS) != key
 
 
-def test_a_failure_leaves_nothing_behind(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError("15444 requested and 15328 written")], ids=str
+)
+def test_a_full_disk_is_said_and_leaves_nothing_behind(case, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(error))
+    said = re.escape(
+        f"{tmp_path}: cannot be written ({error.strerror or error}). Free space, or give another data.cache"
+    )
+    with pytest.raises(UserError, match=said):
         write_cached(case, SETTINGS, tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -69,10 +77,10 @@ def test_a_lost_race_uses_the_entry_of_the_winner(case, tmp_path):
     assert os.stat(first.folder / "image.npy").st_ino == before
 
 
-def test_an_unwritable_cache_is_an_error(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(13, "Permission denied")))
-    with pytest.raises(OSError, match="Permission denied"):
-        write_cached(case, SETTINGS, tmp_path)
+def test_an_unwritable_cache_is_an_error(case, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot be written \(File exists\)"):
+        write_cached(case, SETTINGS, tmp_path / "file")
 
 
 @pytest.mark.slow

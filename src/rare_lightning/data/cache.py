@@ -111,17 +111,25 @@ def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> Ca
 
 
 def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase:
-    """Preprocess a case into the cache. Safe when several processes do so at once: an entry is renamed into place."""
+    """Preprocess a case into the cache. Safe when several processes do so at once: an entry is renamed into place.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
     folder = cache_dir / cache_key(case, preprocessing)
+    # TorchIO draws a number before every transform: a run must not depend on what was cached before.
+    with torch.random.fork_rng(devices=[]):
+        subject = preprocessing.on_base_grid(case)
     try:
         with appearing(folder) as scratch:
-            # TorchIO draws a number before every transform: a run must not depend on what was cached before.
-            with torch.random.fork_rng(devices=[]):
-                subject = preprocessing.on_base_grid(case)
             _save(subject, case, scratch)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # not another process that was faster
-            raise
+            # Of a disk that fills up while it writes, NumPy says neither number nor file.
+            raise UserError(
+                f"{cache_dir}: cannot be written ({error.strerror or error}). Free space, or give another "
+                "data.cache_dir"
+            ) from error
     return CachedCase(case.case_id, folder)
 
 
