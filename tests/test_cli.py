@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from matplotlib.image import imread
 import rare_lightning
 from rare_lightning import __version__
 from rare_lightning.cli import COMMANDS, main
+from rare_lightning.data.dataset import WholeVolumes
 from rare_lightning.evaluation.slices import read_slices
 from rare_lightning.module import SegmentationModule
 
@@ -424,6 +427,24 @@ def test_too_little_memory_is_answered_with_what_to_do(phantom, run, tmp_path, m
         assert command() == 1
         line = last_line(capsys.readouterr().err)
         assert line.startswith(f"rare: error: out of memory ({error}). Give a smaller --data.patch_size")
+
+
+def test_a_killed_loader_process_is_answered_with_what_to_do(phantom, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(WholeVolumes, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    assert fit(phantom, tmp_path / "run", "--data.num_workers", "1") == 1
+    assert_one_line("--data.num_workers", capsys.readouterr().err)
+
+
+def test_a_mistake_that_a_loader_process_meets_gets_one_line(phantom, tmp_path, capsys):
+    words = ["--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "1"]
+    assert fit(phantom, tmp_path / "run", *words, "--trainer.fast_dev_run", "1") == 0
+    for record in (tmp_path / "cache").glob("*/case.json"):
+        record.unlink()
+    capsys.readouterr()
+    assert fit(phantom, tmp_path / "next", *words) == 1
+    error = capsys.readouterr().err
+    assert_one_line("case.json: not what preprocessing wrote", error)
+    assert last_line(error).startswith(f"rare: error: {tmp_path / 'cache'}")
 
 
 def test_several_of_the_best_are_kept_under_names_of_their_own(phantom, tmp_path):

@@ -66,6 +66,14 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(case, tmp_path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_an_entry_that_says_no_place_is_named(case, tmp_path, content):
+    entry = write_cached(case, SETTINGS, tmp_path)
+    (entry.folder / "case.json").unlink() if content is None else (entry.folder / "case.json").write_text(content)
+    with pytest.raises(UserError, match=r"case\.json: not what preprocessing wrote .*Remove"):
+        entry.affine  # noqa: B018  # it is read when it is asked for
+
+
 def test_others_may_read_an_entry(case, tmp_path):
     assert write_cached(case, SETTINGS, tmp_path).folder.stat().st_mode & 0o055 == 0o055
 

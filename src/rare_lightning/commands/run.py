@@ -17,6 +17,9 @@ from rare_lightning.processes import explain_loss
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
 
+LOST_LOADER = "DataLoader worker (pid"
+"""PyTorch, whichever way it learns of it."""
+
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""
 
@@ -61,8 +64,8 @@ def _mistake_behind(error: BaseException) -> BaseException:
 def _line_for(error: BaseException, command: str) -> str | None:
     """What to print of an error that a user can mend; None of others."""
     message = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return str(error)
+    if isinstance(error, UserError):  # of a loader process, with its traceback before
+        return str(error).rpartition("UserError: ")[2].strip()
     if isinstance(error, ArgumentError):  # argparse would print pages of options
         return f"{message} (options: rare {command} --help)"
     if isinstance(error, MisconfigurationException):  # Lightning's, of a device that is not there
@@ -82,6 +85,12 @@ def _line_for(error: BaseException, command: str) -> str | None:
             "windows of too, a smaller --data.batch_size, which --trainer.accumulate_grad_batches makes up for, or "
             "--trainer.precision bf16-mixed; a run that has a checkpoint goes on with them by --ckpt_path and a new "
             "--run_dir"
+        )
+    if message.startswith(LOST_LOADER):
+        return (
+            f"a loader process was killed ({message}): memory, or what /dev/shm has of it, may be full. Give a smaller "
+            "--data.num_workers, 0 for no such process; rare fit goes on from its last checkpoint with the same "
+            "command and --resume."
         )
     # Of another process, or of a callback that monitors what nothing logs.
     return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,7 @@ class CachedCase:
     @property
     def affine(self) -> np.ndarray:
         """``(4, 4)``: voxel index on the base grid -> mm, in the scan's own world."""
-        return np.array(json.loads((self.folder / "case.json").read_text(encoding="utf-8"))["affine"])
+        return self._read("case.json", lambda path: np.array(json.loads(path.read_text("utf-8"))["affine"]))
 
     @property
     def spacing(self) -> Spacing:
@@ -75,12 +75,14 @@ class CachedCase:
         return d, h, w
 
     def _load(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
+        return self._read(f"{name}.npy", lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
+
+    def _read(self, name: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+        path = self.folder / name
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            return read(path)
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not what preprocessing wrote ({error}). Remove {self.folder}") from error
-        return array  # type: ignore[no-any-return]
 
     def fits(self, task: Task) -> bool:
         """Whether the task has as many channels as the image, and a class for each value of the label."""
