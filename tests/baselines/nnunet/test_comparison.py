@@ -124,6 +124,20 @@ def test_a_folder_of_other_settings_is_refused(phantom, environment, output, cap
     assert "--output" in line
 
 
+def test_where_and_how_fast_it_runs_may_change(phantom, environment, output):
+    fail = environment / "bin" / "fail"
+    fail.write_text("nnUNetv2_train")
+    assert nnunet(phantom, environment, output) == 1
+    settings = json.loads((output / "settings.json").read_text())
+    # As earlier versions wrote it.
+    (output / "settings.json").write_text(json.dumps({**settings, "device": "cpu", "num_workers": 1}))
+    fail.unlink()
+    for words in (["--num_workers", "2", "--device", "cuda"], []):  # trained, and scored anew
+        assert nnunet(phantom, environment, output, *words) == 0
+        training = json.loads((output / "native" / "test" / "summary.json").read_text())["training"]
+        assert (training["num_workers"], training["device"], training["seed"]) == (2, "cuda", 0)
+
+
 def test_without_nnunet_nothing_is_written(phantom, output, tmp_path, capsys):
     assert nnunet(phantom, tmp_path / "nowhere", output) == 1
     line = error_line(capsys)

@@ -23,6 +23,7 @@ from rare_lightning.baselines.nnunet.dataset import (
 )
 from rare_lightning.baselines.nnunet.scores import read_softmax, score_case
 from rare_lightning.baselines.nnunet.steps import (
+    ELSEWHERE,
     Folders,
     TrainingSettings,
     describe_steps,
@@ -92,7 +93,7 @@ def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
         "strides": [list(stride) for stride in data.strides],
         "spacing": list(data.preprocessing.spacing),
         "split": data.split.as_dict(),
-        **asdict(folders.settings),
+        **{name: value for name, value in asdict(folders.settings).items() if name not in ELSEWHERE},
     }
     path = folders.root / "settings.json"
     if path.is_file():

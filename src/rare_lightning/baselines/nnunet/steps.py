@@ -23,6 +23,9 @@ TRAINER = "RareTrainer"
 PLANS = "nnUNetPlans"
 """nnU-Net's own default plans; the width of the network is among what they decide."""
 
+ELSEWHERE = ("device", "num_workers")
+"""Settings that change nothing but where and how fast a step runs."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -219,8 +222,9 @@ def run_step(step: Step, folders: Folders, environment: Path) -> None:
     if code or missing:
         what = f"failed with exit code {code}" if code else f"left no {missing[0]}"
         raise UserError(f"nnU-Net's step {step.name} {what}. Its last line: {_last_line(log)!r}. All of it: {log}")
+    how = {**describe_process(), **{name: getattr(folders.settings, name) for name in ELSEWHERE}}
     with replacing(record) as part:
-        part.write_text(json.dumps(describe_process(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(how, indent=1) + "\n", encoding="utf-8")
 
 
 def training_record(folders: Folders) -> dict[str, Any]:
@@ -228,7 +232,9 @@ def training_record(folders: Folders) -> dict[str, Any]:
     process = json.loads(folders.record("train").read_text(encoding="utf-8"))
     measured = json.loads((folders.fold / "training.json").read_text(encoding="utf-8"))
     versions = {**process["versions"], **measured.pop("versions", {})}
-    return {**process, **asdict(folders.settings), "versions": versions, **measured}
+    asked = asdict(folders.settings)
+    ran = {name: process.get(name, asked[name]) for name in ELSEWHERE}  # records of earlier versions have none
+    return {**process, **asked, **ran, "versions": versions, **measured}
 
 
 def _program(name: str, environment: Path) -> str | None:
