@@ -142,6 +142,12 @@ def test_every_parameter_gets_a_gradient(normalization, activation, residual):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("features", [1, 6, 12, 20])
+def test_any_width_is_normalised_in_groups(features):
+    network = RAREUNet(1, 2, features, normalization="group")
+    assert network({0: torch.randn(1, 1, 16, 16, 16)}).logits[0].isfinite().all()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_residual_block_adds_to_what_comes_in(dropout):
     block = ResidualConv(DoubleConv(4, 4, dropout=dropout)).eval()

@@ -1,5 +1,6 @@
 """Convolution blocks that every network here is built from."""
 
+from math import gcd
 from typing import Literal
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ def make_normalization(kind: Normalization, channels: int) -> nn.Module:
     if kind == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
     if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return nn.GroupNorm(gcd(8, channels), channels)
     if kind == "batch":
         return nn.BatchNorm3d(channels)
     raise ValueError(f"normalization must be instance, group or batch: {kind}")
