@@ -349,6 +349,10 @@ def test_a_folder_that_is_named_after_no_task_cannot_be_downloaded(tmp_path):
         DecathlonDataModule(str(tmp_path / "mine"), download=True)
 
 
+def test_a_task_that_is_there_may_have_any_name(phantom):
+    assert DecathlonDataModule(str(phantom), folds=2, download=True).task.root == phantom
+
+
 @pytest.mark.slow
 def test_processes_that_start_at_once_download_once(serve, archive, phantom, tmp_path):
     server = serve(archive)

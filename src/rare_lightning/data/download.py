@@ -84,15 +84,15 @@ def download_into(folder: Path, source: str = ARCHIVES) -> None:
     at the very end; what came of the archive stays beside it as ``.tar.part`` if the connection fails, to go on from.
 
     Raises:
-        UserError: If the name is no task's, something else is there, or the task cannot be downloaded, is damaged, or
+        UserError: If something else is there, the name is no task's, or the task cannot be downloaded, is damaged, or
             does not fit on the disk.
     """
     name = folder.name
-    if name not in CHECKSUMS:
-        raise UserError(f"{folder}: to be downloaded, its name must be a Decathlon task's: {', '.join(CHECKSUMS)}")
     try:
         if _is_there(folder):
             return
+        if name not in CHECKSUMS:
+            raise UserError(f"{folder}: to be downloaded, its name must be a Decathlon task's: {', '.join(CHECKSUMS)}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{name}.lock"))
         try:
