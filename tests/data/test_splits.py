@@ -64,6 +64,12 @@ def test_nnunet_splits_leave_the_rest_for_the_test(tmp_path):
     assert split.test == tuple(IDS[15:])
 
 
+def test_a_splits_file_may_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "splits.json", [{"train": IDS[:10], "val": IDS[10:]}])
+    assert read_split("~/splits.json", 0, IDS).train == tuple(IDS[:10])
+
+
 def test_no_fold_is_counted_from_the_end(tmp_path):
     path = write(tmp_path / "s.json", [{"train": IDS[:3], "val": IDS[3:]}])
     with pytest.raises(UserError, match=r"data.fold \(-1\) must be >= 0"):
