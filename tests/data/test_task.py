@@ -36,9 +36,11 @@ def test_order_of_cases_in_the_file_changes_nothing(tmp_path):
     assert read_task(write(tmp_path, training=DESCRIPTION["training"][::-1])) == forwards
 
 
-def test_nnunet_spelling_of_channels_is_understood(tmp_path):
-    task = read_task(write(tmp_path, modality=None, channel_names={"0": "CT"}))
+def test_nnunet_spelling_is_understood(tmp_path):
+    labels = {"background": 0, "right": 2, "left": 1}
+    task = read_task(write(tmp_path, modality=None, channel_names={"0": "CT"}, labels=labels))
     assert task.channels == ("CT",)
+    assert task.classes == ("background", "left", "right")
 
 
 @pytest.mark.parametrize(("name", "case_id"), [("a.nii.gz", "a"), ("a.b.nii", "a.b"), ("scan.mha", "scan.mha")])
@@ -52,6 +54,8 @@ def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
         ({"labels": {"0": "background", "2": "x"}}, r"\[0, 2\] are not 0, 1, 2.*\"1\": \"x\""),
         ({"labels": {"0": "background"}}, "are not 0, 1, 2"),
         ({"labels": ["background", "x"]}, "not a Decathlon dataset.json"),
+        ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "not a Decathlon dataset.json"),
         ({"modality": None}, "not a Decathlon dataset.json .*channel_names"),
         ({"training": [{"image": "a.nii"}]}, "not a Decathlon dataset.json .*label"),
         ({"training": []}, "lists no cases"),

@@ -65,28 +65,33 @@ def read_task(root: Path | str) -> Task:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         channels = content["modality"] if "modality" in content else content["channel_names"]
-        names = {int(value): str(name) for value, name in content["labels"].items()}
+        labels = content["labels"].items()
+        if all(isinstance(value, int) for _, value in labels):  # nnU-Net's, by name
+            labels = [(value, name) for name, value in labels]
+        classes = sorted((int(value), str(name)) for value, name in labels)
         cases = [_read_case(root, entry) for entry in content["training"]]
         channel_names = tuple(str(channels[key]) for key in sorted(channels, key=int))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}). It needs 'modality' and 'labels' "
-            "that map numbers to names, and 'training', a list of {'image': ..., 'label': ...}."
+            "that map numbers to names (or 'labels' names to numbers), and 'training', a list of {'image': ..., "
+            "'label': ...}."
         ) from error
-    if sorted(names) != list(range(len(names))) or len(names) < 2:
-        renumbered = {str(i): names[value] for i, value in enumerate(sorted(names))}
+    values, names = [value for value, _ in classes], [name for _, name in classes]
+    if values != list(range(len(values))) or len(values) < 2:
+        renumbered = {str(i): name for i, name in enumerate(names)}
         raise UserError(
-            f"{path}: label values {sorted(names)} are not 0, 1, 2, ... without gaps. Renumber the label maps and "
+            f"{path}: label values {values} are not 0, 1, 2, ... without gaps. Renumber the label maps and "
             f"write 'labels': {json.dumps(renumbered)}"
         )
-    check_class_names(list(names.values()), path)
+    check_class_names(names, path)
     if not cases:
         raise UserError(f"{path}: 'training' lists no cases. Labelled cases are needed for training and testing.")
     return Task(
         root=root,
         name=str(content.get("name", root.name)),
         channels=channel_names,
-        classes=tuple(names[value] for value in sorted(names)),
+        classes=tuple(names),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
     )
 
