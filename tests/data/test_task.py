@@ -43,7 +43,9 @@ def test_nnunet_spelling_is_understood(tmp_path):
     assert task.classes == ("background", "left", "right")
 
 
-@pytest.mark.parametrize(("name", "case_id"), [("a.nii.gz", "a"), ("a.b.nii", "a.b"), ("scan.mha", "scan.mha")])
+@pytest.mark.parametrize(
+    ("name", "case_id"), [("a.nii.gz", "a"), ("a.b.nii", "a.b"), ("scan.mha", "scan"), ("A.NRRD", "A")]
+)
 def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
     assert case_id_of(tmp_path / name) == case_id
 

@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from rare_lightning.callbacks.processes import gather
 from rare_lightning.configuration import changed_settings
-from rare_lightning.data.voxels import reason
+from rare_lightning.data.voxels import SUFFIXES, reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
 from rare_lightning.files import replacing
 from rare_lightning.inference.prediction import Answer
-from rare_lightning.inference.scans import SUFFIXES, Scan, ScanFiles, write_array
+from rare_lightning.inference.scans import Scan, ScanFiles, write_array
 
 
 class PredictionWriter(BasePredictionWriter):

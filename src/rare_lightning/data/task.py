@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rare_lightning.data.voxels import suffix_of
 from rare_lightning.errors import UserError
 
 
@@ -44,8 +45,8 @@ class Task:
 
 
 def case_id_of(path: Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    """File name without the suffix of an image."""
+    return path.name[: len(path.name) - len(suffix_of(path) or "")]
 
 
 def read_task(root: Path | str) -> Task:

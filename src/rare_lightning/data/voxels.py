@@ -1,4 +1,4 @@
-"""Reading voxels so that broken files are found."""
+"""Image files by their names, and reading voxels so that broken files are found."""
 
 import gzip
 import math
@@ -9,6 +9,12 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 NIFTI = (".nii.gz", ".nii")
+SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+def suffix_of(path: Path) -> str | None:
+    """The image suffix of a file name; None if it has none that is known."""
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def is_nifti(path: Path) -> bool:

@@ -13,11 +13,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.voxels import NIFTI, is_nifti, read_nifti, reason, spacing_problem
+from rare_lightning.data.voxels import SUFFIXES, is_nifti, read_nifti, reason, spacing_problem, suffix_of
 from rare_lightning.errors import UserError
 
 IMAGE_POSITION = "0020|0032"  # DICOM tag
-SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,6 @@ class Scan:
     def canonical(self) -> np.ndarray:
         """``(C, D, H, W)`` float32 along the canonical axes."""
         return np.stack([self.geometry.to_canonical(channel).astype(np.float32) for channel in self.array])
-
-
-def suffix_of(path: Path) -> str | None:
-    """The image suffix of a file name; None if it has none that is known."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[ScanFiles]:
