@@ -335,12 +335,10 @@ class SegmentationModule(L.LightningModule):
         if len(batch["case"]) != 1:
             raise ValueError(f"a test batch must hold one case, not {len(batch['case'])}")
         stride = self.network.level_stride(level)
-        x, y, z = batch["spacing"][0].tolist()
+        case, spacing = batch["case"][0], batch["spacing"][0]
         logits = self._predict_whole({level: batch["image"][level]}).logits[level]
         image, truths, predictions = self.compare_first(batch, level, logits)
-        rows = score_level(
-            predictions, truths, batch["case"][0], level, stride, (x, y, z), self.class_names, self.nsd_tolerance_mm
-        )
+        rows = score_level(predictions, truths, case, level, stride, spacing, self.class_names, self.nsd_tolerance_mm)
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
 
 

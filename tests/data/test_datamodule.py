@@ -86,7 +86,7 @@ def test_base_spacing_is_that_of_the_cases_or_the_given_one(phantom):
     assert make(phantom).preprocessing.spacing == pytest.approx((1, 1, 1))
     data = make(phantom, spacing=[2.0, 2.0, 1.5])
     data.prepare_data()
-    assert next(iter(data.test_dataloader()))["spacing"][0].tolist() == pytest.approx([2, 2, 1.5])
+    assert next(iter(data.test_dataloader()))["spacing"][0] == pytest.approx((2, 2, 1.5))
 
 
 def test_patches_follow_from_seed_and_epoch_alone(phantom, monkeypatch):

@@ -93,7 +93,7 @@ def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
         assert (d, h, w) == case.shape
         assert np.array_equal(batch["image"][0][row, :, :d, :h, :w], volume(cases, row + 1))
         assert (batch["label"][0][row, d:] == batch["label"][0][row, d - 1]).all()
-        assert batch["spacing"][row].tolist() == pytest.approx(case.spacing)
+        assert batch["spacing"][row] == case.spacing  # numbers, where some devices hold no double precision
 
 
 @pytest.mark.parametrize("normalize", ["zscore", "percentile"])

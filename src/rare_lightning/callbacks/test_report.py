@@ -56,7 +56,7 @@ class TestReport(L.Callback):
             return
         results: list[LevelResult] = outputs
         self.rows += [row for result in results for row in result.rows]
-        spacing = batch["spacing"][0].tolist()
+        spacing = batch["spacing"][0]
         self.slices[batch["case"][0]] = [
             cut_slice(r.level, r.rows[0].spacing_mm, r.image, r.truth, r.prediction, spacing) for r in results
         ]

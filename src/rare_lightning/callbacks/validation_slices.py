@@ -42,7 +42,7 @@ class ValidationSlices(L.Callback):
         if batch_idx >= self.cases or not trainer.is_global_zero or not self._is_due(trainer):
             return
         assert isinstance(pl_module, SegmentationModule)
-        base_spacing = batch["spacing"][0].tolist()
+        base_spacing = batch["spacing"][0]
         pieces = []
         for level, logits in outputs.items():
             image, truths, predictions = pl_module.compare_first(batch, level, logits)

@@ -185,7 +185,7 @@ class PyramidCollate:
         size = round_up(largest, self.strides[-1])
         items = []
         for subject in subjects:
-            shape, spacing = subject.spatial_shape, subject.spacing
+            shape = subject.spatial_shape
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
@@ -198,9 +198,9 @@ class PyramidCollate:
                     "label": labels,
                     "case": subject["case"],
                     "shape": torch.tensor(shape),
-                    "spacing": torch.tensor(spacing, dtype=torch.float64),
                     "again": subject.get("again", False),
                 }
             )
         batch: dict[str, Any] = default_collate(items)
+        batch["spacing"] = [subject.spacing for subject in subjects]  # no tensor: not every device has double precision
         return batch
