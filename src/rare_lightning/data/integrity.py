@@ -63,7 +63,7 @@ def find_problems(case: Case, task: Task) -> list[str]:
     for path, seen, voxels in ((case.image, image, data), (case.label, label, label_data)):
         if count := int((~np.isfinite(voxels)).sum()):
             problems.append(f"{path}: {count} voxels are NaN or infinite")
-        elif seen.shape != voxels.shape or not np.allclose(seen.data.float().numpy(), voxels, rtol=1e-4):
+        elif not _alike(seen.data.float().numpy(), voxels):
             problems.append(f"{path}: ITK reads other voxels than nibabel; save it again, as a real 3D or 4D image")
     if np.array_equal(data, label_data):
         problems.append(f"{case.image}: holds the voxels of its label")
@@ -81,6 +81,11 @@ def find_problems(case: Case, task: Task) -> list[str]:
             f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
         )
     return [f"{case.case_id}: {problem}" for problem in problems]
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Up to rounding. Almost all are equal, which is found in a fraction of the time."""
+    return one.shape == other.shape and (np.array_equal(one, other) or np.allclose(one, other, rtol=1e-4))
 
 
 def _channels_first(voxels: np.ndarray) -> np.ndarray:
