@@ -7,7 +7,6 @@ down is a block average, and bringing it up is interpolation with half-voxel off
 from collections.abc import Sequence
 from math import prod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,10 +59,3 @@ def interpolate(x: Tensor, stride: Size3) -> Tensor:
     # The size, not scale_factor: exact for whole strides, and traceable.
     size = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
     return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
-
-
-def block_repeat(x: Tensor, stride: Size3) -> Tensor:
-    """Nearest-neighbour ``(B, C, D, H, W)``: level grid of that stride -> base grid, exactly."""
-    for axis, factor in enumerate(stride, start=2):
-        x = torch.repeat_interleave(x, factor, dim=axis)
-    return x
