@@ -6,6 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAX_WIDTH = 320  # nnU-Net's cap, which the paper adopts
 Normalization = Literal["instance", "group", "batch"]
 Activation = Literal["leaky_relu", "relu", "gelu"]
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from rare_lightning.errors import UserError
 from rare_lightning.networks.base import DeepLogits, FixedResolutionNetwork
+from rare_lightning.networks.blocks import MAX_WIDTH
 from rare_lightning.networks.grids import Size3, level_stride, round_up
 
 Kind = Literal["plain", "residual"]
-MAX_WIDTH = 320
 SMALLEST_FEATURE_MAP = 4  # voxels per axis in the bottleneck
 ENCODER_BLOCKS = {"plain": (2,), "residual": (1, 3, 4, 6)}  # per stage; the last number goes on
 DECODER_BLOCKS = {"plain": 2, "residual": 1}

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rare_lightning.networks.base import MultiResolutionNetwork, Prediction
-from rare_lightning.networks.blocks import Activation, DoubleConv, Normalization, ResidualConv
+from rare_lightning.networks.blocks import MAX_WIDTH, Activation, DoubleConv, Normalization, ResidualConv
 from rare_lightning.networks.grids import Pyramid, Size3, level_stride, stage_strides
 from rare_lightning.networks.heads import HeadKind, make_head
-
-MAX_WIDTH = 320  # nnU-Net's cap, which the paper adopts
 
 
 class RAREUNet(MultiResolutionNetwork):
@@ -65,8 +63,6 @@ class RAREUNet(MultiResolutionNetwork):
             raise ValueError(
                 f"features must be one width or depth + 1 = {depth + 1} widths, all >= 1: {list(features)}"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
         self.levels = tuple(range(levels + 1))
         self.strides = stage_strides(depth, strides)
         self.coarsest_stride = level_stride(self.strides, depth)
