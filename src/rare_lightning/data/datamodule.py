@@ -148,6 +148,11 @@ class DecathlonDataModule(L.LightningDataModule):
             self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
         return self._preprocessing
 
+    def cases_of(self, case_ids: Sequence[str]) -> tuple[Case, ...]:
+        """Cases of the task in order of their id."""
+        wanted = set(case_ids)
+        return tuple(case for case in self.task.cases if case.case_id in wanted)
+
     def typical_size(self) -> Size3:
         """Of what a network is trained with, in base voxels: the patch, or the median case.
 
@@ -270,13 +275,9 @@ class DecathlonDataModule(L.LightningDataModule):
             )
         return patch_size[0], patch_size[1], patch_size[2]
 
-    def _cases(self, case_ids: Sequence[str]) -> tuple[Case, ...]:
-        wanted = set(case_ids)
-        return tuple(case for case in self.task.cases if case.case_id in wanted)
-
     def _known_cases(self) -> tuple[Case, ...]:
         """Those that train and validate, which together are the same in all folds: their networks answer as one."""
-        return self._cases([*self.split.train, *self.split.val])
+        return self.cases_of([*self.split.train, *self.split.val])
 
     def _is_cached(self, case: Case) -> bool:
         """Whether the case was checked and preprocessed before, for as many channels and classes."""
@@ -285,7 +286,7 @@ class DecathlonDataModule(L.LightningDataModule):
 
     def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
         cases = []
-        for case in self._cases(case_ids):
+        for case in self.cases_of(case_ids):
             cached = find_cached(case, self.preprocessing, self.cache_dir)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
             cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))

@@ -12,7 +12,6 @@ from rare_lightning.baselines.nnunet.dataset import (
     ROUTES,
     LevelScan,
     Route,
-    cases_of,
     dataset_name,
     level_scans,
     route_levels,
@@ -111,11 +110,11 @@ def _write_data(data: DecathlonDataModule, folders: Folders) -> None:
     """Training data and test scans, where they are not there yet."""
     split = data.split
     if not folders.raw.is_dir():
-        check_cases(data.task, cases_of(data.task, [*split.train, *split.val, *split.test]))
+        check_cases(data.task, data.cases_of([*split.train, *split.val, *split.test]))
         write_dataset(data.task, split, folders.raw)
     write_splits(split, folders.preprocessed / "splits_final.json")
     if not folders.scans.is_dir():
-        write_scans(((case.case_id, _scans_of(case, data)) for case in cases_of(data.task, split.test)), folders.scans)
+        write_scans(((case.case_id, _scans_of(case, data)) for case in data.cases_of(split.test)), folders.scans)
 
 
 def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
@@ -125,7 +124,7 @@ def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
 def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> dict[Route, list[Row]]:
     """Scores of the answers to every test case, by route."""
     rows: dict[Route, list[Row]] = {route: [] for route in ROUTES}
-    for case in cases_of(data.task, data.split.test):
+    for case in data.cases_of(data.split.test):
         scans = _scans_of(case, data)
         for route in ROUTES:
             softmax_of = partial(_answer, data, folders, route, case.case_id)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import Split
-from rare_lightning.data.task import Case, Task
+from rare_lightning.data.task import Task
 from rare_lightning.data.voxels import read_nifti
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.files import appearing
@@ -139,11 +139,6 @@ def level_scans(
         label = without_padding(down.label.data[0], shape, stride)
         scans.append(LevelScan(level, stride, image, label, down.image.affine))
     return scans
-
-
-def cases_of(task: Task, case_ids: Sequence[str]) -> list[Case]:
-    """Cases in order of their id."""
-    return [case for case in task.cases if case.case_id in set(case_ids)]
 
 
 def _write_volumes(path: Path, targets: Sequence[Path]) -> None:
