@@ -165,7 +165,7 @@ class DecathlonDataModule(L.LightningDataModule):
         """Check and preprocess what is not in the cache, all cases for a training. Runs in one process per machine."""
         stage = self.trainer.state.fn if self.trainer else None
         roles = {TrainerFn.VALIDATING: self.split.val, TrainerFn.TESTING: self.split.test}
-        cases = self._cases(roles[stage]) if stage in roles else self.task.cases
+        cases = self.cases_of(roles[stage]) if stage in roles else self.task.cases
         try:
             new = [case for case in cases if not self._is_cached(case)]
         except (OSError, UserError):  # a file is missing, or a header that the median spacing needs is broken
