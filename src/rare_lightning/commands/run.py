@@ -20,6 +20,9 @@ NO_MEMORY = "can't allocate memory"
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
 
+GOES_ON = "rare fit goes on from its last checkpoint with the same command and --resume."
+"""Of a run that could not end."""
+
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""
 
@@ -72,10 +75,7 @@ def _line_for(error: BaseException, command: str) -> str | None:
         return message
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return (
-                f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; rare fit goes on from "
-                "its last checkpoint with the same command and --resume."
-            )
+            return f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; {GOES_ON}"
         return None if error.filename is None else f"{error.filename}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return None
@@ -89,8 +89,7 @@ def _line_for(error: BaseException, command: str) -> str | None:
     if message.startswith(LOST_LOADER):
         return (
             f"a loader process was killed ({message}): memory, or what /dev/shm has of it, may be full. Give a smaller "
-            "--data.num_workers, 0 for no such process; rare fit goes on from its last checkpoint with the same "
-            "command and --resume."
+            f"--data.num_workers, 0 for no such process; {GOES_ON}"
         )
     # Of another process, or of a callback that monitors what nothing logs.
     return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)

@@ -241,13 +241,15 @@ class DecathlonDataModule(L.LightningDataModule):
         Raises:
             UserError: If classes or channels are others than the checkpoint's.
         """
-        for name, own in (("classes", list(self.task.classes)), ("channels", list(self.task.channels))):
-            theirs = state_dict[name]
-            # What is called otherwise may be the same channel; what is called alike and comes in another order is not.
-            if own != theirs and (name == "classes" or sorted(own) == sorted(theirs)):
-                raise UserError(f"{self.root}: {name} {own} differ from the checkpoint's {theirs}")
-            if own != theirs:
-                rank_zero_info(f"{self.root}: its channels {own} are taken for the checkpoint's {theirs}")
+        own, theirs = list(self.task.classes), state_dict["classes"]
+        if own != theirs:
+            raise UserError(f"{self.root}: classes {own} differ from the checkpoint's {theirs}")
+        own, theirs = list(self.task.channels), state_dict["channels"]
+        # What is called otherwise may be the same channel; what is called alike and comes in another order is not.
+        if own != theirs and sorted(own) == sorted(theirs):
+            raise UserError(f"{self.root}: channels {own} differ from the checkpoint's {theirs}")
+        if own != theirs:
+            rank_zero_info(f"{self.root}: its channels {own} are taken for the checkpoint's {theirs}")
         here = {case.case_id for case in self.task.cases}
         roles = {role: set(ids) for role, ids in state_dict["split"].items()}
         known = set().union(*roles.values())

@@ -128,9 +128,9 @@ def make_pyramid(
     """
     images, labels = {}, {}
     exact = random_spacing == EXACT
+    include = None if exact else ["label"]  # what brings images to another spacing begins from the scan
     for level, stride in enumerate(strides):
-        to_level = ToLevelGrid(stride, label_downsampling, include=None if exact else ["label"])
-        down = subject if level == 0 else to_level(subject)
+        down = subject if level == 0 else ToLevelGrid(stride, label_downsampling, include=include)(subject)
         # Some transforms change the type of a label map, and only when they are drawn.
         image = down.image.data.float()
         images[level], octaves = (image, 0.0) if exact else random_spacing(image, stride)

@@ -141,7 +141,7 @@ class Segmenter:
             raise UserError(f"{', '.join(map(str, paths))}: cannot be averaged, they have no entry level in common")
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
-        self.coarsest_stride = self.networks[0].coarsest_stride
+        self.coarsest_stride = self.networks[0].coarsest_stride  # scans are prepared where there are no networks
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
         self.memory = memory
