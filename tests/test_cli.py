@@ -383,6 +383,8 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be 1 or more"),
         (["--model.objective.init_args.level_weights", "[1]"], "level_weights [1.0] must be one for each level"),
         (["--model.objective.init_args.level_weights", "[1, 2, 3]"], "level_weights [1.0, 2.0, 3.0] must be"),
+        (["--model.network.init_args.out_channels", "7"], "out_channels follows from the data: give --data.root"),
+        (["--model.network.levels=1"], "--model.network.levels follows from the data: give --data.levels"),
         (["--model.nsd_tolerance_mm", "-1"], "nsd_tolerance_mm (-1.0) must be >= 0"),
         (["--model.network.init_args.features", "0"], "features must be one width or depth + 1 = 3 widths, all >= 1"),
     ],

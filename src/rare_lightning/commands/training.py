@@ -38,6 +38,9 @@ OF_SPLIT = ("seed", "fold", "folds", "test_fraction", "splits_file")
 OF_CHECKPOINT = {f"data.{name}" for name in (*OF_SPLIT, "spacing", "normalize", "foreground")} | {"model.init_from"}
 """Settings of split and preprocessing, and of the beginning: a network goes on with the cases that it knows."""
 
+OF_DATA = {"levels": "levels", "depth": "depth", "strides": "strides", "in_channels": "root", "out_channels": "root"}
+"""Arguments of a network that follow from the data, and from which of its settings."""
+
 OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the Trainer that make other steps."""
 
@@ -107,19 +110,22 @@ class RareCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        network = "model.network.init_args."
-        for name in ("levels", "depth", "strides"):
-            parser.link_arguments(f"data.{name}", network + name)
+        task, counts = ("data.root", "data.download"), {"in_channels": _count_channels, "out_channels": _count_classes}
+        for name, setting in OF_DATA.items():
+            count = counts.get(name)
+            parser.link_arguments(task if count else f"data.{setting}", f"model.network.init_args.{name}", count)
         parser.link_arguments("data.patch_size", "model.window_size")
-        task = ("data.root", "data.download")
-        parser.link_arguments(task, network + "in_channels", compute_fn=_count_channels)
-        parser.link_arguments(task, network + "out_channels", compute_fn=_count_classes)
-        parser.link_arguments(task, "model.class_names", compute_fn=_class_names)
+        parser.link_arguments(task, "model.class_names", _class_names)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given to :func:`main`."""
         if not isinstance(args, list):
             raise TypeError(f"args must be a list of words: {args!r}")
+        for name in (word.partition("=")[0] for word in args):
+            setting = OF_DATA.get(name.rpartition(".")[2])
+            if setting and name.startswith("--model.network."):
+                # From a file it is overruled without a word: the config.yaml of a run holds it, and may be given again.
+                raise UserError(f"{name} follows from the data: give --data.{setting}")
         self.config = parser.parse_args(_with_settings_of_checkpoint(args))
 
     def _parse_ckpt_path(self) -> None:
@@ -340,7 +346,7 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
         settings["model"].pop(name, None)
     if "network" not in settings["model"]:
         raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")
-    for name in ("levels", "depth", "strides", "in_channels", "out_channels"):
+    for name in OF_DATA:
         settings["model"]["network"].get("init_args", {}).pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
 
