@@ -1,7 +1,6 @@
 """Scores of label maps in files, whichever tool wrote them."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +50,20 @@ def score_label_maps(
                 f"{folder}: lacks {few(lacking)}, which another folder of predictions holds; levels need the same cases"
             )
     rows = []
-    for level, name in product(found, sorted(cases)):
-        scan = found[level][name]
-        prediction, grid = _read_classes(scan, len(class_names))
+    for name in sorted(cases):
         truth, true_grid = _read_classes(truths[name], len(class_names))
-        brought = _to_grid(prediction, grid, true_grid)
-        if brought is None:
-            raise UserError(f"{scan.paths[0]}: lies outside of {truths[name].paths[0]}; check origin and direction")
-        pair = torch.from_numpy(brought), torch.from_numpy(truth)
-        by_class = score_classes(*pair, true_grid.spacing, class_names, tolerance_mm)
-        rows += [Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_class.items()]
+        for level, scans in found.items():
+            prediction, grid = _read_classes(scans[name], len(class_names))
+            brought = _to_grid(prediction, grid, true_grid)
+            if brought is None:
+                raise UserError(
+                    f"{scans[name].paths[0]}: lies outside of {truths[name].paths[0]}; check origin and direction"
+                )
+            pair = torch.from_numpy(brought), torch.from_numpy(truth)
+            by_class = score_classes(*pair, true_grid.spacing, class_names, tolerance_mm)
+            rows += [
+                Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_class.items()
+            ]
     return rows, sorted(truths.keys() - cases)
 
 
