@@ -63,7 +63,9 @@ def test_numbers_that_no_loader_takes_are_refused(phantom, settings, message):
 def test_without_a_patch_size_training_cases_are_whole(phantom):
     data = make(phantom)
     data.prepare_data()
-    shapes = {c.case_id: find_cached(c, data.preprocessing, data.cache_dir).shape for c in data.task.cases}
+    shapes = {
+        c.case_id: find_cached(c, data.preprocessing, data.strides, data.cache_dir).shape for c in data.task.cases
+    }
     for batch in data.train_dataloader():
         largest = np.max([shapes[case] for case in batch["case"]], axis=0)
         extent = batch["image"][0].shape[2:]

@@ -8,19 +8,20 @@ import torchio as tio
 from rare_lightning.data.cache import write_cached
 from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import LevelIntensities, PyramidCollate
+from rare_lightning.data.pyramid import PyramidCollate
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
 from rare_lightning.networks.grids import block_average, interpolate
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
 SETTINGS = Preprocessing((1.0, 1.0, 1.0))
-INTENSITIES = LevelIntensities(SETTINGS, STRIDES)
 
 
 @pytest.fixture
 def cases(phantom, cache_dir):
-    return NormalizedCases([write_cached(case, SETTINGS, cache_dir) for case in read_task(phantom).cases], INTENSITIES)
+    return NormalizedCases(
+        [write_cached(case, SETTINGS, STRIDES, cache_dir) for case in read_task(phantom).cases], SETTINGS
+    )
 
 
 def volume(cases, index):
@@ -62,7 +63,7 @@ def test_foreground_patches_hold_each_class_in_turn(cases):
 
 
 def test_a_patch_larger_than_the_volume_is_what_evaluation_sees(cases):
-    collate = PyramidCollate(STRIDES, intensities=INTENSITIES)
+    collate = PyramidCollate(STRIDES, preprocessing=SETTINGS)
     size = tuple(-(-n // 4) * 4 for n in cases.cases[0].shape)
     whole = collate([WholeVolumes(cases)[0]])
     for patches in (TrainingPatches(cases), TrainingPatches(cases, size, foreground_fraction=1.0)):
@@ -100,17 +101,16 @@ def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
 @pytest.mark.parametrize("foreground", ["nonzero", "all"])
 def test_a_level_has_the_intensities_of_the_whole_scan_at_that_resolution(cases, normalize, foreground):
     settings = Preprocessing((1.0, 1.0, 1.0), normalize, foreground)
-    intensities = LevelIntensities(settings, STRIDES)
     d, h, w = (n // 4 * 4 for n in cases.cases[0].shape)
     image = torch.from_numpy(np.array(cases.cases[0].image))[:, :d, :h, :w]
     image[:, :7] = 0  # the space around a brain, whose border no block keeps apart
-    statistics = intensities.statistics(image)
-    whole = intensities.of_level_0(image, statistics)
+    statistics = settings.level_statistics(image, (1, 1, 1), STRIDES)
+    whole = settings.of_level_0(image, statistics)
     for level, stride in enumerate(STRIDES):
         expected = settings.normalized(block_average(image[None], stride)[0])
-        found = intensities.of_level(block_average(whole[None], stride)[0], level, statistics)
+        found = settings.of_level(block_average(whole[None], stride)[0], level, statistics)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    part = intensities.of_level_0(image[:, 8:16, 8:16, 8:16], statistics)
+    part = settings.of_level_0(image[:, 8:16, 8:16, 8:16], statistics)
     assert torch.equal(part, whole[:, 8:16, 8:16, 8:16])
 
 
@@ -119,12 +119,11 @@ def test_a_scan_between_two_levels_has_intensities_between_theirs():
     octaves = [torch.randn(1, 1, *3 * (48 // k,), generator=generator) * k**0.5 for k in (2, 4, 8, 16)]
     image = sum(interpolate(octave, 3 * (48 // octave.shape[-1],))[0] for octave in octaves)  # detail of every size
     settings = Preprocessing((1.0, 1.0, 1.0), foreground="all")
-    intensities = LevelIntensities(settings, STRIDES)
-    statistics = intensities.statistics(image)
+    statistics = settings.level_statistics(image, (1, 1, 1), STRIDES)
     scan = resample(image, (1, 1, 1), (3, 3, 3), (16, 16, 16))
-    started = intensities.of_level_0(scan, statistics)
-    finer, between, coarser = (intensities.of_level(started, level, statistics) for level in (1, log2(3), 2))
+    started = settings.of_level_0(scan, statistics)
+    finer, between, coarser = (settings.of_level(started, level, statistics) for level in (1, log2(3), 2))
     expected = settings.normalized(scan)
     off = [float((found - expected).abs().mean()) for found in (finer, between, coarser)]
     assert off[1] < 0.2 * min(off[0], off[2])
-    assert torch.equal(coarser, intensities.of_level(started, 2.6, statistics))
+    assert torch.equal(coarser, settings.of_level(started, 2.6, statistics))

@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torchio as tio
+from torch import Tensor
 
 from rare_lightning.data.geometry import Spacing
-from rare_lightning.data.preprocessing import Preprocessing
+from rare_lightning.data.preprocessing import Preprocessing, read_case
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
-from rare_lightning.files import appearing
+from rare_lightning.files import appearing, replacing
+from rare_lightning.networks.grids import Size3
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 4
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
@@ -37,10 +42,12 @@ class CachedCase:
     Attributes:
         case_id: The case.
         folder: Where its arrays lie.
+        statistics_file: Among them, that of the normalisation and levels in use.
     """
 
     case_id: str
     folder: Path
+    statistics_file: str
 
     @property
     def image(self) -> np.ndarray:
@@ -56,6 +63,14 @@ class CachedCase:
     def foreground(self) -> np.ndarray:
         """``(N, 4)``: class and voxel index of sampled foreground voxels."""
         return self._load("foreground")
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Shifts and scales of :meth:`Preprocessing.level_statistics`, both ``(levels, C)``."""
+        shifts, scales = self._read(
+            self.statistics_file, lambda path: torch.from_numpy(np.load(path, allow_pickle=False))
+        )
+        return shifts, scales
 
     @property
     def affine(self) -> np.ndarray:
@@ -77,7 +92,7 @@ class CachedCase:
     def _load(self, name: str) -> np.ndarray:
         return self._read(f"{name}.npy", lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
 
-    def _read(self, name: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    def _read(self, name: str, read: Callable[[Path], T]) -> T:
         path = self.folder / name
         try:
             return read(path)
@@ -106,33 +121,58 @@ def _file_digest(path: Path, size: int, changed: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def find_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase | None:
-    """The case's entry, if these very files were brought to this very spacing before."""
-    folder = cache_dir / cache_key(case, preprocessing)
-    return CachedCase(case.case_id, folder) if folder.is_dir() else None
+def find_cached(
+    case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path
+) -> CachedCase | None:
+    """The case's entry, if these very files were brought to this very spacing before, and measured at these levels."""
+    cached = _entry(case, preprocessing, strides, cache_dir)
+    return cached if (cached.folder / cached.statistics_file).is_file() else None
 
 
-def write_cached(case: Case, preprocessing: Preprocessing, cache_dir: Path) -> CachedCase:
-    """Preprocess a case into the cache. Safe when several processes do so at once: an entry is renamed into place.
+def write_cached(case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path) -> CachedCase:
+    """Preprocess a case into the cache. Safe when several processes do so at once: what is new is renamed into place.
+
+    Args:
+        case: Of a task.
+        preprocessing: Base spacing and normalisation.
+        strides: Cumulative stride of each level.
+        cache_dir: Of all cases. Other levels and normalisations add their statistics to the same entry.
 
     Raises:
         UserError: If it cannot be written.
     """
-    folder = cache_dir / cache_key(case, preprocessing)
+    cached = _entry(case, preprocessing, strides, cache_dir)
     # TorchIO draws a number before every transform: a run must not depend on what was cached before.
     with torch.random.fork_rng(devices=[]):
-        subject = preprocessing.on_base_grid(case)
+        subject = read_case(case)
+    scan = subject.image
+    statistics = torch.stack(preprocessing.level_statistics(scan.data, scan.spacing, strides)).numpy()
+    try:
+        if not cached.folder.is_dir():
+            _write_entry(preprocessing.to_base_grid(subject), case, cached.folder)
+        with replacing(cached.folder / cached.statistics_file, shared=True) as part, part.open("wb") as file:
+            np.save(file, statistics)
+    except OSError as error:
+        # Of a disk that fills up while it writes, NumPy says neither number nor file.
+        raise UserError(
+            f"{cache_dir}: cannot be written ({error.strerror or error}). Free space, or give another data.cache_dir"
+        ) from error
+    return cached
+
+
+def _entry(case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path) -> CachedCase:
+    measured = json.dumps([preprocessing.normalize, preprocessing.foreground, [list(stride) for stride in strides]])
+    name = f"statistics-{hashlib.sha256(measured.encode()).hexdigest()[:16]}.npy"
+    return CachedCase(case.case_id, cache_dir / cache_key(case, preprocessing), name)
+
+
+def _write_entry(subject: tio.Subject, case: Case, folder: Path) -> None:
     try:
         with appearing(folder) as scratch:
             _save(subject, case, scratch)
-    except OSError as error:
+    except OSError:
         if not folder.is_dir():  # not another process that was faster
-            # Of a disk that fills up while it writes, NumPy says neither number nor file.
-            raise UserError(
-                f"{cache_dir}: cannot be written ({error.strerror or error}). Free space, or give another "
-                "data.cache_dir"
-            ) from error
-    return CachedCase(case.case_id, folder)
+            raise
 
 
 def _save(subject: tio.Subject, case: Case, folder: Path) -> None:

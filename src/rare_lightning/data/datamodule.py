@@ -20,7 +20,7 @@ from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeV
 from rare_lightning.data.download import find_task
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
-from rare_lightning.data.pyramid import LabelDownsampling, LevelIntensities, PyramidCollate
+from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
@@ -175,7 +175,7 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
         check_cases(self.task, track(new, "Checking", transient=True))
         for case in track(new, "Preprocessing", transient=True):
-            write_cached(case, self.preprocessing, self.cache_dir)
+            write_cached(case, self.preprocessing, self.strides, self.cache_dir)
 
     def train_dataloader(self) -> DataLoader[tio.Subject]:
         """Shuffled batches of training patches, of which each process has its own.
@@ -196,7 +196,7 @@ class DecathlonDataModule(L.LightningDataModule):
             seed,
         )
         share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
-        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, cases.intensities)
+        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, self.preprocessing)
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
@@ -283,16 +283,16 @@ class DecathlonDataModule(L.LightningDataModule):
 
     def _is_cached(self, case: Case) -> bool:
         """Whether the case was checked and preprocessed before, for as many channels and classes."""
-        cached = find_cached(case, self.preprocessing, self.cache_dir)
+        cached = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
         return cached is not None and cached.fits(self.task)
 
     def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
         cases = []
         for case in self.cases_of(case_ids):
-            cached = find_cached(case, self.preprocessing, self.cache_dir)
+            cached = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
-            cases.append(cached or write_cached(case, self.preprocessing, self.cache_dir))
-        return NormalizedCases(cases, LevelIntensities(self.preprocessing, self.strides))
+            cases.append(cached or write_cached(case, self.preprocessing, self.strides, self.cache_dir))
+        return NormalizedCases(cases, self.preprocessing)
 
     def _processes(self) -> tuple[int, int]:
         """How many processes the run has, and which this is."""
@@ -301,7 +301,7 @@ class DecathlonDataModule(L.LightningDataModule):
     def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
         cases = self._cached(case_ids)
         dataset = WholeVolumes(cases)
-        collate = PyramidCollate(self.strides, self.label_downsampling, intensities=cases.intensities)
+        collate = PyramidCollate(self.strides, self.label_downsampling, preprocessing=self.preprocessing)
         return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()), collate)
 
     def _loader(

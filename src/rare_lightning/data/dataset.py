@@ -5,27 +5,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torchio as tio
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
-from rare_lightning.data.pyramid import LevelIntensities, pad_to_size
+from rare_lightning.data.preprocessing import Preprocessing
+from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.sampling import seeded
 from rare_lightning.networks.grids import Size3
 
 
 class NormalizedCases:
-    """Cached cases, cut and normalised; the statistics of each are computed once in every process.
+    """Cached cases, cut and normalised.
 
     Args:
         cases: Cached cases.
-        intensities: Normalises them.
+        preprocessing: Normalises them.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], intensities: LevelIntensities) -> None:
+    def __init__(self, cases: Sequence[CachedCase], preprocessing: Preprocessing) -> None:
         self.cases = list(cases)
-        self.intensities = intensities
-        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -37,10 +36,8 @@ class NormalizedCases:
             ``image`` (C, D, H, W) as level 0 sees it, ``label`` (1, D, H, W), ``case`` and its ``statistics``.
         """
         case, where = self.cases[index], (slice(None), *window)
-        if index not in self._statistics:
-            self._statistics[index] = self.intensities.statistics(torch.from_numpy(np.array(case.image)))
-        statistics = self._statistics[index]
-        image = self.intensities.of_level_0(torch.from_numpy(np.array(case.image[where])), statistics)
+        statistics = case.statistics
+        image = self.preprocessing.of_level_0(torch.from_numpy(np.array(case.image[where])), statistics)
         subject = as_subject(image, np.array(case.label[where]), case.affine)
         subject["case"] = case.case_id
         subject["statistics"] = statistics

@@ -45,29 +45,42 @@ class Preprocessing:
         return cls(tuple(values["spacing"]), values["normalize"], values["foreground"])
 
     def on_base_grid(self, case: Case) -> tio.Subject:
-        """Read a case -> subject with ``image`` (float32, intensities of the file) and ``label`` (uint8).
+        """:func:`read_case`, brought to the base spacing."""
+        return self.to_base_grid(read_case(case))
 
-        Without the empty space around it, but with every label, should one lie there.
-        """
-        subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
-        # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
-        subject.label.affine = subject.image.affine
-        subject.label.set_data(subject.label.data.to(torch.uint8))
-        if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
-            subject.image.set_data(subject.image.data.float())
-        subject = tio.ToCanonical()(subject)
-        subject.image.set_data(subject.image.data.float())
-        box = content_box(torch.cat([subject.image.data, subject.label.data.float()]))
-        margins = [(side.start, n - side.stop) for side, n in zip(box, subject.spatial_shape, strict=True)]
-        subject = tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
+    def to_base_grid(self, subject: tio.Subject) -> tio.Subject:
+        """Bring what :func:`read_case` has read to the base spacing, in place, as a scan to its level at inference."""
         image, label = subject.image, subject.label
         spacing = image.spacing
-        if not np.allclose(spacing, self.spacing, rtol=1e-3):  # brought there as a scan to its level at inference
+        if not np.allclose(spacing, self.spacing, rtol=1e-3):
             size = covering_size(image.spatial_shape, spacing, self.spacing)
             image.set_data(resample(image.data, spacing, self.spacing, size))
             label.set_data(resample_labels(label.data, spacing, self.spacing, size))
             image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
         return subject
+
+    def shown(
+        self, scan: Tensor, spacing: Sequence[float], level_spacing: Sequence[float]
+    ) -> tuple[Tensor, list[float]]:
+        """What a scan ``(C, D, H, W)`` shows at a level: averaged to the level's spacing, but not made finer.
+
+        Statistics are of this. Interpolation draws the border of a brain into the empty space around it, and averaging
+        takes away contrast, so that a level has statistics of its own.
+
+        Returns:
+            The scan, and its spacing in mm.
+        """
+        coarser = np.maximum(spacing, level_spacing).tolist()
+        return resample(scan, spacing, coarser, covering_size(scan.shape[1:], spacing, coarser)), coarser
+
+    def level_statistics(
+        self, scan: Tensor, spacing: Sequence[float], strides: Sequence[Size3]
+    ) -> tuple[Tensor, Tensor]:
+        """Shifts and scales of a whole scan ``(C, D, H, W)`` of that spacing at each level, both ``(levels, C)``."""
+        levels = [np.multiply(self.spacing, stride).tolist() for stride in strides]
+        by_level = [self.statistics(self.shown(scan, spacing, level)[0]) for level in levels]
+        shifts, scales = zip(*by_level, strict=True)
+        return torch.stack(shifts), torch.stack(scales)
 
     def normalized(self, data: Tensor) -> Tensor:
         """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""
@@ -83,6 +96,23 @@ class Preprocessing:
         shift, scale = (values.float().view(-1, 1, 1, 1) for values in (shift, scale))
         normalized = (data - shift) / scale
         return normalized.clamp(0, 1) if clip and self.normalize == "percentile" else normalized
+
+    def of_level_0(self, image: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """``(C, D, H, W)`` of a scan, or a part of it, with the :meth:`level_statistics` of level 0, but unclipped."""
+        shifts, scales = statistics
+        return self.rescaled(image, shifts[0], scales[0], clip=False)
+
+    def of_level(self, image: Tensor, level: float, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """The image of a level ``(C, D_l, H_l, W_l)``, made of :meth:`of_level_0`.
+
+        Statistics of a scan between two levels are taken to lie between theirs; below the last one they are its.
+        """
+        shifts, scales = statistics
+        lower = int(level)
+        upper = min(lower + 1, len(shifts) - 1)
+        shift, scale = (torch.lerp(values[lower], values[upper], level - lower) for values in statistics)
+        # Level 0's undone and the level's own in one.
+        return self.rescaled(image, (shift - shifts[0]) / scales[0], scale / scales[0])
 
     def _channel_statistics(self, channel: Tensor) -> tuple[float, float]:
         values = channel[self._mask(channel)]
@@ -105,6 +135,24 @@ class Preprocessing:
             otsu.Execute(sitk.GetImageFromArray(channel.numpy()))
             return channel > float(otsu.GetThreshold())
         return torch.ones_like(channel, dtype=torch.bool)
+
+
+def read_case(case: Case) -> tio.Subject:
+    """A case in canonical orientation: ``image`` (float32, intensities of the file) and ``label`` (uint8).
+
+    Without the empty space around it, but with every label, should one lie there.
+    """
+    subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
+    # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
+    subject.label.affine = subject.image.affine
+    subject.label.set_data(subject.label.data.to(torch.uint8))
+    if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
+        subject.image.set_data(subject.image.data.float())
+    subject = tio.ToCanonical()(subject)
+    subject.image.set_data(subject.image.data.float())
+    box = content_box(torch.cat([subject.image.data, subject.label.data.float()]))
+    margins = [(side.start, n - side.stop) for side, n in zip(box, subject.spatial_shape, strict=True)]
+    return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
 
 
 def median_spacing(cases: Sequence[Case]) -> Spacing:

@@ -71,60 +71,17 @@ class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not ann
         return subject
 
 
-class LevelIntensities:
-    """Normalises each level of a scan with the statistics of the scan on that level's grid.
-
-    A scan of low resolution has no others at inference: averaging voxels takes away contrast, and mixes the border of a
-    brain with the empty space around it.
-
-    Args:
-        preprocessing: Its normalisation.
-        strides: Cumulative stride of each level.
-    """
-
-    def __init__(self, preprocessing: Preprocessing, strides: Sequence[Size3]) -> None:
-        self.preprocessing = preprocessing
-        self.strides = list(strides)
-
-    def statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Shifts and scales of a whole scan ``(C, D, H, W)`` on the base grid, both ``(levels, C)``."""
-        by_level = [
-            self.preprocessing.statistics(
-                block_average(pad_to_size(image, round_up(image.shape[1:], stride))[None], stride)[0]
-            )
-            for stride in self.strides
-        ]
-        shifts, scales = zip(*by_level, strict=True)
-        return torch.stack(shifts), torch.stack(scales)
-
-    def of_level_0(self, image: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
-        """``(C, D, H, W)`` of a scan, or a part of it, with the statistics of level 0, but unclipped."""
-        shifts, scales = statistics
-        return self.preprocessing.rescaled(image, shifts[0], scales[0], clip=False)
-
-    def of_level(self, image: Tensor, level: float, statistics: tuple[Tensor, Tensor]) -> Tensor:
-        """The image of a level ``(C, D_l, H_l, W_l)``, made of :meth:`of_level_0`.
-
-        Statistics of a scan between two levels are taken to lie between theirs; below the last one they are its.
-        """
-        shifts, scales = statistics
-        lower = int(level)
-        upper = min(lower + 1, len(shifts) - 1)
-        shift, scale = (torch.lerp(values[lower], values[upper], level - lower) for values in statistics)
-        # Level 0's undone and the level's own in one.
-        return self.preprocessing.rescaled(image, (shift - shifts[0]) / scales[0], scale / scales[0])
-
-
 def make_pyramid(
     subject: tio.Subject,
     strides: Sequence[Size3],
     label_downsampling: LabelDownsampling = "majority",
     random_spacing: RandomSpacing = EXACT,
-    intensities: LevelIntensities | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each.
 
-    With ``intensities``, the subject holds the ``statistics`` of its scan.
+    With ``preprocessing``, each level is normalised by the ``statistics`` of its scan that the subject holds: a scan of
+    low resolution has no others at inference.
     """
     images, labels = {}, {}
     exact = random_spacing == EXACT
@@ -134,8 +91,8 @@ def make_pyramid(
         # Some transforms change the type of a label map, and only when they are drawn.
         image = down.image.data.float()
         images[level], octaves = (image, 0.0) if exact else random_spacing(image, stride)
-        if intensities is not None:
-            images[level] = intensities.of_level(images[level], level + octaves, subject["statistics"])
+        if preprocessing is not None:
+            images[level] = preprocessing.of_level(images[level], level + octaves, subject["statistics"])
         labels[level] = down.label.data[0].to(torch.uint8)
     return images, labels
 
@@ -160,7 +117,7 @@ class PyramidCollate:
         strides: Cumulative stride of each level.
         label_downsampling: How labels reach the level grids.
         random_spacing: Draws the spacing of each level's image, for training.
-        intensities: Normalises the levels of subjects that hold the ``statistics`` of their scans.
+        preprocessing: Normalises the levels of subjects that hold the ``statistics`` of their scans.
     """
 
     def __init__(
@@ -168,12 +125,12 @@ class PyramidCollate:
         strides: Sequence[Size3],
         label_downsampling: LabelDownsampling = "majority",
         random_spacing: RandomSpacing = EXACT,
-        intensities: LevelIntensities | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.strides = list(strides)
         self.label_downsampling = label_downsampling
         self.random_spacing = random_spacing
-        self.intensities = intensities
+        self.preprocessing = preprocessing
 
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
@@ -190,7 +147,7 @@ class PyramidCollate:
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
                 images, labels = make_pyramid(
-                    subject, self.strides, self.label_downsampling, self.random_spacing, self.intensities
+                    subject, self.strides, self.label_downsampling, self.random_spacing, self.preprocessing
                 )
             items.append(
                 {

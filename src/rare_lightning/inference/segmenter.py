@@ -204,14 +204,11 @@ class Segmenter:
             chosen = route(spacing, base, self.level_strides, self.strategy, level)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
-        # Statistics are of what the scan shows: interpolation draws the border of a brain into the empty space around
-        # it, where training had none.
-        shown = np.maximum(spacing, chosen.spacing).tolist()
         volume = torch.from_numpy(scan.canonical)
         box = self._content_box(volume, spacing)
         volume = volume[:, *box]
-        shown_size, size = (covering_size(volume.shape[1:], spacing, new) for new in (shown, chosen.spacing))
-        volume = resample(volume, spacing, shown, shown_size)
+        size = covering_size(volume.shape[1:], spacing, chosen.spacing)
+        volume, shown = self.preprocessing.shown(volume, spacing, chosen.spacing)
         statistics = self.preprocessing.statistics(volume)
         image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
         return Prepared(pad_to_size(image, self.padded_size(chosen.level, size)), size, box, chosen, geometry)
