@@ -343,6 +343,35 @@ def test_padding_is_not_validated(head, data):
     assert module.val_losses["loss"].compute() < 1e-6
 
 
+def test_validation_in_windows_scores_as_all_levels_at_once():
+    torch.manual_seed(0)
+    objective = MultiResolutionLoss(level_weights=[1, 3], consistency_weight=0)
+    whole = SegmentationModule(network(), NAMES, objective).eval()
+    windows = SegmentationModule(whole.network, NAMES, objective, window_size=[16, 16, 16]).eval()  # one holds all
+    answered = []
+    predict = windows._predict_whole
+    windows._predict_whole = lambda images: (answered.append(list(images)), predict(images))[1]
+    sizes = {0: (1, 16, 16, 16), 1: (1, 8, 8, 8)}
+    batch = {
+        "image": {level: torch.randn(1, *size) for level, size in sizes.items()},
+        "label": {level: torch.randint(3, size) for level, size in sizes.items()},
+        "shape": torch.tensor([[16, 16, 16]]),
+        "again": torch.tensor([False]),
+    }
+    with torch.inference_mode():
+        whole.validation_step(batch, 0)
+        windows.validation_step(batch, 0)
+    assert answered == [[0], [1]]  # never the answers of two levels in memory
+    assert {name for name in whole.val_losses if name not in windows.val_losses} == {
+        "consistency",
+        "level_1/consistency",
+    }
+    for name, mean in windows.val_losses.items():
+        torch.testing.assert_close(mean.compute(), whole.val_losses[name].compute())
+    for level, metric in windows.val_dice.items():
+        torch.testing.assert_close(metric.compute(), whole.val_dice[level].compute())
+
+
 @pytest.mark.parametrize("head", ["sub_voxel", "plain"])
 def test_windows_agree_with_the_whole_volume(head):
     torch.manual_seed(0)

@@ -175,19 +175,22 @@ class SegmentationModule(L.LightningModule):
         """Log Dice of the epoch's training patches, augmented as they were, of every ``log_every_n_steps``-th cycle."""
         self._log_dice(self.train_dice, "train", self.train_levels)
 
-    def validation_step(  # type: ignore[override]  # outputs go to callbacks as they are
-        self, batch: Batch, batch_idx: int
-    ) -> Pyramid:
-        """Objective and Dice over all levels, of the voxels that are no padding; returns the logits."""
-        prediction = self._predict_whole({level: batch["image"][level] for level in self.levels})
-        within, targets = self._without_padding(prediction, batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Objective and Dice over all levels, of the voxels that are no padding."""
         counted = int((~batch["again"]).sum())
-        for name, value in self.objective(within, targets, self.current_epoch).items():
+        parts: dict[str, Tensor] = {}
+        # In windows each level runs alone anyway, and of large volumes no two levels' answers fit into memory.
+        for levels in [list(self.levels)] if self.window_size is None else [[level] for level in self.levels]:
+            prediction = self._predict_whole({level: batch["image"][level] for level in levels})
+            within, targets = self._without_padding(prediction, batch)
+            found = self.objective(within, targets, self.current_epoch)
+            loss = found["loss"] * self.objective.share(levels, self.levels)
+            parts |= {**found, "loss": parts.get("loss", 0) + loss}
+            self._update_dice(self.val_dice, within.logits, targets, counted)
+        for name, value in parts.items():
             if name not in self.val_losses:
                 self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
             self.val_losses[name].update(value, counted)
-        self._update_dice(self.val_dice, within.logits, targets, counted)
-        return prediction.logits
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
@@ -202,15 +205,12 @@ class SegmentationModule(L.LightningModule):
         """One case alone at each level, as at inference, scored against both truths."""
         return [self._test_level(batch, level) for level in self.levels]
 
-    def compare_first(
-        self, batch: Batch, level: int, logits: Tensor
-    ) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
-        """The first case of a batch at one level, its labels, and the answer to it; all without padding.
+    def answer_first(self, batch: Batch, level: int) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
+        """The first case of a batch at one level, its labels, and the network's answer; all without padding.
 
         Args:
             batch: Whole volumes.
-            level: The level.
-            logits: ``(B, C, ...)`` on the grid that the head answers on.
+            level: The level, which the network gets alone.
 
         Returns:
             First channel ``(D_l, H_l, W_l)`` of the image on the level grid; labels and answers, class indices: truth
@@ -218,7 +218,8 @@ class SegmentationModule(L.LightningModule):
         """
         stride = self.network.level_stride(level)
         shape = batch["shape"][0].tolist()
-        on_level, on_base = level_and_base_probabilities(logits[:1], stride, self.network.answer_grid)
+        logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
+        on_level, on_base = level_and_base_probabilities(logits, stride, self.network.answer_grid)
         predictions: dict[Truth, Tensor] = {
             "level": without_padding(to_labels(on_level[0]), shape, stride),
             "fine": without_padding(to_labels(on_base[0]), shape),
@@ -336,8 +337,7 @@ class SegmentationModule(L.LightningModule):
             raise ValueError(f"a test batch must hold one case, not {len(batch['case'])}")
         stride = self.network.level_stride(level)
         case, spacing = batch["case"][0], batch["spacing"][0]
-        logits = self._predict_whole({level: batch["image"][level]}).logits[level]
-        image, truths, predictions = self.compare_first(batch, level, logits)
+        image, truths, predictions = self.answer_first(batch, level)
         rows = score_level(predictions, truths, case, level, stride, spacing, self.class_names, self.nsd_tolerance_mm)
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
 

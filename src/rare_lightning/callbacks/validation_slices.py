@@ -38,14 +38,14 @@ class ValidationSlices(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Cut the slices while the answers are there. The first process has the first cases, unshuffled."""
+        """Cut the slices while the case is there. The first process has the first cases, unshuffled."""
         if batch_idx >= self.cases or not trainer.is_global_zero or not self._is_due(trainer):
             return
         assert isinstance(pl_module, SegmentationModule)
         base_spacing = batch["spacing"][0]
         pieces = []
-        for level, logits in outputs.items():
-            image, truths, predictions = pl_module.compare_first(batch, level, logits)
+        for level in pl_module.levels:
+            image, truths, predictions = pl_module.answer_first(batch, level)
             stride = pl_module.network.level_stride(level)
             spacing = [mm * s for mm, s in zip(base_spacing, stride, strict=True)]
             pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], base_spacing))
