@@ -9,11 +9,11 @@ from torch import Tensor
 class Muon(pytorch_optimizer.Muon):
     """Muon (https://kellerjordan.github.io/posts/muon/) for kernels, AdamW for norms and biases.
 
-    The momentum of a kernel ``(out, in, 3, 3, 3)``, seen as a matrix of ``out`` rows, loses its singular values before
-    it is stepped along, so that all directions are learned at the same speed. Steps are as long as AdamW's
-    (https://arxiv.org/abs/2502.16982), so that its rates and decays hold for both. Three Newton-Schulz steps of Polar
-    Express (https://arxiv.org/abs/2505.16932) leave singular values within a factor of ten of each other, which five of
-    the usual ones bring closer for no gain in Dice.
+    The momentum of a kernel, seen as a matrix with a row for each index of its first axis (output channels, but input
+    channels of a transposed convolution), loses its singular values before it is stepped along, so that all directions
+    are learned at the same speed. Steps are as long as AdamW's (https://arxiv.org/abs/2502.16982), so that its rates
+    and decays hold for both. Three Newton-Schulz steps of Polar Express (https://arxiv.org/abs/2505.16932) leave
+    singular values within a factor of ten of each other, which five of the usual ones bring closer for no gain in Dice.
 
     It multiplies matrices in bfloat16. On processors that only imitate it, AdamW takes a fraction of the time.
 

@@ -67,7 +67,7 @@ def test_slabs_make_up_the_whole(size, order):
     volume = torch.randn(3, 10, 12, 8)
     new = [n * 1.0 / m for n, m in zip((10, 12, 8), size, strict=True)]
     whole = resample(volume, (1, 1, 1), new, size, order)
-    slabs = list(resample_in_slabs(volume, (1, 1, 1), new, size, order, voxels=3 * size[1] * size[2]))
+    slabs = list(resample_in_slabs(volume, (1, 1, 1), new, size, order, values=3 * len(volume) * size[1] * size[2]))
     assert len(slabs) > 1
     torch.testing.assert_close(torch.cat([slab for _, slab in slabs], dim=1), whole)
     assert [where.start for where, _ in slabs] == list(range(0, size[0], 3))

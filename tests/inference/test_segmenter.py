@@ -343,8 +343,13 @@ def test_too_little_memory_makes_windows_and_far_too_little_is_refused(checkpoin
     assert all(n % 8 == 0 for n in window)
     answer = little.segment(whole)
     assert answer.window == window
+    shared = rare_lightning.load(checkpoint)
+    shared.processes = 10**6
+    with pytest.raises(UserError, match=r"may use 0\.0"):  # what processes on one machine share
+        shared.window(whole)
     assert answer.labels.shape == segmenter.segment(whole).labels.shape
-    with pytest.raises(UserError, match=r"needs 1\.0 GiB of memory at level 0, and may use 0\.5: raise --memory"):
+    needs = r"needs 1\.0 GiB of memory at level 0, 0\.0 of it .* 3 classes, and may use 0\.5: raise --memory$"
+    with pytest.raises(UserError, match=needs):
         rare_lightning.load(checkpoint, memory=0.5).segment(whole)
     with pytest.raises(UserError, match=r"memory \(0 GiB\) must be positive"):
         rare_lightning.load(checkpoint, memory=0)

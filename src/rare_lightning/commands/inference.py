@@ -47,8 +47,8 @@ def predict(
         routing: "detail" takes the coarsest level that keeps a scan's detail, or a coarser one that stretches no axis
             beyond twice; "mean" the one nearest to its mean spacing, "finest" to that of its finest axis.
         mirror: Average over mirror images along the axes that training flipped: twice the work for each.
-        memory: GiB that each device may use; three quarters of what it has by default. Scans that would need more are
-            segmented in windows.
+        memory: GiB that each device may use; three quarters of what it has by default, which processes on the CPU
+            share. Scans that would need more are segmented in windows.
         preview: Write NAME.png.
         probabilities: Write NAME_probabilities.nii.gz, one channel per class.
         resume: Skip scans that have an answer in the output folder, with all that is wanted beside it.
@@ -88,6 +88,7 @@ def predict(
     if waiting:
         dataset = ScanDataset(waiting, segmenter, level, keep_voxels=preview)
         trainer = _trainer(accelerator, devices, writer, len(waiting))
+        segmenter.processes = trainer.world_size
         module, loader = (
             PredictionModule(segmenter, grid == "base", probabilities),
             dataset.loader(min(num_workers, len(waiting))),

@@ -103,7 +103,7 @@ def resample_in_slabs(
     new_spacing: Sequence[float],
     new_size: Sequence[int],
     order: Order,
-    voxels: int = 4_000_000,
+    values: int = 16_000_000,
 ) -> Iterator[tuple[slice, Tensor]]:
     """:func:`resample`, a slab of the first axis at a time, for results that do not fit into memory whole.
 
@@ -113,7 +113,7 @@ def resample_in_slabs(
         new_spacing: Spacing wanted.
         new_size: Size wanted.
         order: Of the interpolation.
-        voxels: Of a slab, roughly.
+        values: Of a slab, roughly, those of all channels.
 
     Yields:
         Where on the first axis the slab lies, and the slab ``(C, d, H, W)``.
@@ -122,7 +122,7 @@ def resample_in_slabs(
     for axis in shrinking:  # once for all slabs
         volume = _resample_axis(volume, axis, spacing[axis], new_spacing[axis], new_size[axis], order)
     weights = _weights_of_axis(volume, 0, spacing[0], new_spacing[0], new_size[0], order)
-    thickness = max(1, voxels // (new_size[1] * new_size[2]))
+    thickness = max(1, values // (len(volume) * new_size[1] * new_size[2]))
     for first in range(0, new_size[0], thickness):
         where = slice(first, min(first + thickness, new_size[0]))
         slab = volume[:, where] if weights is None else _multiply(volume, 0, weights[where])

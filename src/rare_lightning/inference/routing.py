@@ -46,7 +46,8 @@ def route(
             would stretch an axis to more than twice as many voxels, the finest level that does not. ``mean`` takes the
             level that is nearest on a logarithmic scale, averaged over the axes (for equal strides: by the geometric
             mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both are faster for scans
-            between the levels, and less accurate (docs/results.md).
+            between the levels; less accurate where the network was trained on such (``data.random_spacing``), and
+            ``mean`` more accurate where it was not (docs/results.md, spacings).
         level: This level, whatever the spacing.
 
     Raises:

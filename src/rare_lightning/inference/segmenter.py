@@ -145,6 +145,7 @@ class Segmenter:
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
         self.memory = memory
+        self.processes = 1  # that share the memory of the CPU
         self._bytes_of_level: dict[int, float] = {}
 
     def __call__(
@@ -230,7 +231,8 @@ class Segmenter:
         level, device = prepared.route.level, self._device
         stride, coarsest = self.level_strides[level], self.networks[0].coarsest_stride
         size = [n * s for n, s in zip(prepared.image.shape[1:], stride, strict=True)]
-        memory = 0.75 * total_memory(device) if self.memory is None else self.memory * GIB
+        sharing = self.processes if device.type == "cpu" else 1
+        memory = 0.75 * total_memory(device) / sharing if self.memory is None else self.memory * GIB
         answer_voxels = prod(size if self.networks[0].answer_grid == "base" else prepared.image.shape[1:])
         answers = 2 if self.mirror or len(self.networks) > 1 else 1
         # The scan and its copy on the level grid, softmax maps, and the windows' weights.
@@ -243,9 +245,10 @@ class Segmenter:
             return list(fit_window(self.window_size or size, coarsest, voxels))
         except ValueError as error:
             least = (LIBRARIES + kept + per_voxel * prod(2 * n for n in coarsest)) / GIB
+            deeper = "" if self.networks[0].answer_grid == "base" else ", or enter at a deeper --level"
             raise UserError(
-                f"needs {least:.1f} GiB of memory at level {level}, and may use {memory / GIB:.1f}: raise --memory, "
-                "or enter at a deeper --level"
+                f"needs {least:.1f} GiB of memory at level {level}, {kept / GIB:.1f} of it for the scan and the "
+                f"probabilities of {len(self.classes)} classes, and may use {memory / GIB:.1f}: raise --memory{deeper}"
             ) from error
 
     @torch.inference_mode()
