@@ -38,7 +38,8 @@ comparison: setup  ## train and compare all methods for MINUTES each: make compa
 		--nnunet_environment $(NNUNET_ENV) $(ITERATIONS:%=--nnunet_iterations %)
 
 model: setup  ## train the hippocampus model and put it into the package: make model ROOT=Task04_Hippocampus
-	$(BIN)/rare fit --config configs/hippocampus.yaml --data.root $(ROOT) --run_dir $(MODEL) --resume
+	$(BIN)/rare fit --config configs/hippocampus.yaml --config configs/hippocampus_long.yaml --data.root $(ROOT) \
+		--run_dir $(MODEL) --resume
 	$(BIN)/python benchmarks/release_model.py --checkpoint $(MODEL)/checkpoints/last.ckpt --name hippocampus --root $(ROOT)
 
 test: setup  ## the fast tests, with line coverage
