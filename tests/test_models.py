@@ -1,6 +1,7 @@
 """Models in the package, and runs that begin from a model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -151,12 +152,14 @@ def test_what_goes_on_does_not_begin_anew(phantom, earlier, tmp_path, caplog):
 def test_another_network_is_no_beginning(phantom, earlier, tmp_path, capsys):
     more = ["--model.init_from", str(earlier), "--model.network.init_args.features", "4"]
     assert fit(phantom, tmp_path / "run", *more) == 1
-    assert "weights fit the network of model.network" in capsys.readouterr().err
+    assert "weights fit the network (model.network.init_args.features is 4 and was " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_a_model_is_begun_from_by_the_settings_of_its_own_task(phantom, tmp_path, name):
-    words = ["--config", str(CONF.parents[1] / "configs" / f"{name}.yaml"), "--data.root", str(phantom)]
+def test_a_model_is_begun_from_by_the_settings_on_its_card(phantom, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(CARDS.parents[1])
+    (command,) = re.findall(r"^ +rare fit (.*) --data.root", (CARDS / f"{name}.md").read_text(), re.MULTILINE)
+    words = [*command.split(), "--data.root", str(phantom)]
     words += ["--data.folds", "2", "--data.num_workers", "0", "--trainer.fast_dev_run", "1"]
     assert main(["fit", *words, "--model.init_from", name, "--run_dir", str(tmp_path / "run")]) == 0
