@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import yaml
 from matplotlib.image import imread
@@ -292,6 +293,38 @@ def test_a_processor_without_bfloat16_is_said_to_be_slow(phantom, tmp_path, monk
         assert fit(phantom, tmp_path / "run", *words, "--trainer.fast_dev_run", "1") == 0
     hint = "Faster steps: --trainer.precision 32-true --model.optimizer torch.optim.AdamW"
     assert (hint in caplog.text) is not multiplies
+
+
+def test_a_window_of_intensities_goes_from_training_to_prediction(phantom, tmp_path, caplog):
+    root, run = tmp_path / "ct", tmp_path / "run"
+    shutil.copytree(phantom, root)
+    task = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**task, "modality": {"0": "CT"}}))
+    hint = "data.normalize [low, high] keeps Hounsfield units"
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        assert fit(root, run, "--data.normalize", "[1000, 2500]") == 0
+        assert hint not in caplog.text
+        assert fit(root, tmp_path / "other", "--trainer.fast_dev_run", "1") == 0
+        assert hint in caplog.text
+    scan = sitk.ReadImage(next((root / "imagesTs").iterdir()))
+    clipped = sitk.Clamp(scan, sitk.sitkFloat32, 1000, 2500)
+    scans = {"a": scan, "clipped": clipped, "brighter": sitk.ShiftScale(clipped, 200)}
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(run / "checkpoints" / "last.ckpt"),
+        "--output",
+        str(tmp_path / "out"),
+        "--input",
+    ]
+    for name, content in scans.items():
+        sitk.WriteImage(content, tmp_path / f"{name}.mha")
+    assert main([*words, *(str(tmp_path / f"{name}.mha") for name in scans), "--probabilities"]) == 0
+    a, same, other = (
+        sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out" / f"{name}_probabilities.mha")) for name in scans
+    )
+    assert np.array_equal(a, same)
+    assert not np.allclose(a, other, atol=1e-3)
 
 
 def test_a_run_goes_on_from_its_checkpoint(phantom, tmp_path):

@@ -97,7 +97,7 @@ def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
         assert batch["spacing"][row] == case.spacing  # numbers, where some devices hold no double precision
 
 
-@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+@pytest.mark.parametrize("normalize", ["zscore", "percentile", (-20.0, 30.0)])
 @pytest.mark.parametrize("foreground", ["nonzero", "all"])
 def test_a_level_has_the_intensities_of_the_whole_scan_at_that_resolution(cases, normalize, foreground):
     settings = Preprocessing((1.0, 1.0, 1.0), normalize, foreground)

@@ -1,3 +1,5 @@
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -157,6 +159,19 @@ def test_statistics_come_from_the_foreground(normalize, foreground):
     else:
         assert normalized.min() == 0
         assert normalized.max() == 1
+
+
+def test_a_window_keeps_the_units_of_the_scanner():
+    data = torch.tensor([-1000.0, -160, 40, 240, 3000]).expand(2, 1, 1, 5)
+    settings = Preprocessing((1, 1, 1), (-160, 240))
+    assert torch.equal(settings.normalized(data), torch.tensor([0, 0, 0.5, 1, 1]).expand(2, 1, 1, 5))
+    assert Preprocessing.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+
+
+@pytest.mark.parametrize("window", [(240, -160), (0, 0), (0, float("inf")), (float("nan"), 1), (1,)])
+def test_a_window_has_a_lower_and_an_upper_bound(window):
+    with pytest.raises(ValueError, match="a window of intensities is"):
+        Preprocessing((1, 1, 1), window)
 
 
 @pytest.mark.parametrize("normalize", ["zscore", "percentile"])

@@ -216,7 +216,7 @@ class RareCLI(LightningCLI):
             raise UserError(str(error)) from error
 
     def before_fit(self) -> None:
-        """Begin from what is given, and say what is known to make a run slow, or its scores flatter."""
+        """Begin from what is given, and say what is known to make a run slow or worse, or its scores flatter."""
         init_from = self.config[self.subcommand].model.init_from
         if self._data_state is not None:
             self._take_over_data()
@@ -233,6 +233,10 @@ class RareCLI(LightningCLI):
             if (record := TrainingRecord.of(self.trainer)) is not None:
                 record.begins_from(init_from, earlier)
         self._say_what_is_slow()
+        if "CT" in self.datamodule.task.channels and isinstance(self.datamodule.normalize, str):
+            rank_zero_info(
+                "Channel CT: data.normalize [low, high] keeps Hounsfield units, as [-160, 240] of soft tissue"
+            )
 
     def before_validate(self) -> None:
         """Take over what the checkpoint knows of its data."""

@@ -42,8 +42,9 @@ class DecathlonDataModule(L.LightningDataModule):
         strides: Per-axis stride of each down-sampling: one number, or ``depth`` triples.
         spacing: Base spacing in mm along (right, anterior, superior); the median of the cases that train and validate
             if None.
-        normalize: ``zscore`` or ``percentile``, per case and channel.
-        foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``.
+        normalize: ``zscore`` or ``percentile``, per case and channel, or a window ``[low, high]`` of intensities that
+            have a unit, as those of CT.
+        foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``. A window needs none.
         label_downsampling: ``majority``, ``nearest``, or ``corner``, the published code's shifted labels, to show their
             effect.
         augmentation: TorchIO transforms, applied in order to training patches.
@@ -145,7 +146,10 @@ class DecathlonDataModule(L.LightningDataModule):
             spacing = median_spacing(self._known_cases()) if self.spacing is None else tuple(self.spacing)
             if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
                 raise UserError(f"data.spacing must be three positive numbers of mm: {list(spacing)}")
-            self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
+            try:
+                self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)
+            except ValueError as error:
+                raise UserError(f"data.normalize: {error}") from error
         return self._preprocessing
 
     def cases_of(self, case_ids: Sequence[str]) -> tuple[Case, ...]:

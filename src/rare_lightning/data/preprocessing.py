@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from rare_lightning.data.resampling import covering_size, resample, resample_lab
 from rare_lightning.data.task import Case
 from rare_lightning.networks.grids import Size3
 
-Normalize = Literal["zscore", "percentile"]
+Normalize = Literal["zscore", "percentile"] | tuple[float, float]
 Foreground = Literal["nonzero", "otsu", "all"]
 
 
@@ -27,13 +28,25 @@ class Preprocessing:
     Attributes:
         spacing: Base spacing in mm along the canonical (right, anterior, superior) axes.
         normalize: ``zscore`` (mean 0, standard deviation 1) or ``percentile`` (0.5th to 99.5th percentile to 0..1,
-            clipped), with statistics of each channel of each case.
-        foreground: Voxels the statistics are taken from: ``nonzero``, ``otsu`` (above Otsu's threshold) or ``all``.
+            clipped), with statistics of each channel of each case; or a window (low, high) of intensities, to 0..1 and
+            clipped, for those that have a unit, as Hounsfield's.
+        foreground: Voxels the statistics are taken from: ``nonzero``, ``otsu`` (above Otsu's threshold) or ``all``. A
+            window needs none.
+
+    Raises:
+        ValueError: If normalize is none of these.
     """
 
     spacing: Spacing
     normalize: Normalize = "zscore"
     foreground: Foreground = "nonzero"
+
+    def __post_init__(self) -> None:
+        """Check the window."""
+        if isinstance(self.normalize, str):
+            return
+        if len(self.normalize) != 2 or not -inf < self.normalize[0] < self.normalize[1] < inf:
+            raise ValueError(f"a window of intensities is [low, high], the lower first: {list(self.normalize)}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as kept in checkpoints."""
@@ -42,7 +55,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """Back from :meth:`as_dict`."""
-        return cls(tuple(values["spacing"]), values["normalize"], values["foreground"])
+        normalize = values["normalize"]
+        if not isinstance(normalize, str):  # JSON has no tuples
+            normalize = tuple(normalize)
+        return cls(tuple(values["spacing"]), normalize, values["foreground"])
 
     def on_base_grid(self, case: Case) -> tio.Subject:
         """:func:`read_case`, brought to the base spacing."""
@@ -83,7 +99,7 @@ class Preprocessing:
         return torch.stack(shifts), torch.stack(scales)
 
     def normalized(self, data: Tensor) -> Tensor:
-        """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0."""
+        """Normalise ``(C, D, H, W)`` channel by channel; a channel without contrast becomes 0, but in a window."""
         return self.rescaled(data, *self.statistics(data))
 
     def statistics(self, data: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +111,7 @@ class Preprocessing:
         """``(C, D, H, W)`` less the shift, divided by the scale, and clipped where that belongs to it and is wanted."""
         shift, scale = (values.float().view(-1, 1, 1, 1) for values in (shift, scale))
         normalized = (data - shift) / scale
-        return normalized.clamp(0, 1) if clip and self.normalize == "percentile" else normalized
+        return normalized.clamp(0, 1) if clip and self.normalize != "zscore" else normalized
 
     def of_level_0(self, image: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
         """``(C, D, H, W)`` of a scan, or a part of it, with the :meth:`level_statistics` of level 0, but unclipped."""
@@ -115,6 +131,9 @@ class Preprocessing:
         return self.rescaled(image, (shift - shifts[0]) / scales[0], scale / scales[0])
 
     def _channel_statistics(self, channel: Tensor) -> tuple[float, float]:
+        if not isinstance(self.normalize, str):
+            low, high = self.normalize
+            return low, high - low
         values = channel[self._mask(channel)]
         if values.numel() < 2:
             values = channel.flatten()
