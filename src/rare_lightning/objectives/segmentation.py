@@ -18,12 +18,12 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
         A scalar; 0 if no foreground class is present.
     """
     foreground = probabilities[:, 1:]
-    classes = torch.arange(1, probabilities.shape[1], device=target.device).view(-1, 1, 1, 1)
-    # Compared rather than F.one_hot: that one makes 64-bit integers, which took a third of the loss's time.
-    one_hot = (target[:, None] == classes).to(foreground.dtype)
+    classes = torch.arange(1, probabilities.shape[1], device=target.device, dtype=target.dtype).view(-1, 1, 1, 1)
+    # Neither F.one_hot, which makes 64-bit integers, nor a product: masks of a byte are kept for backward.
+    own = target[:, None] == classes
     axes = (0, 2, 3, 4)
-    overlap = (foreground * one_hot).sum(axes)
-    size = one_hot.sum(axes)
+    overlap = torch.where(own, foreground, 0.0).sum(axes)
+    size = own.sum(axes, dtype=foreground.dtype)
     present = (size > 0).to(size.dtype)
     dice = 2 * overlap / (foreground.sum(axes) + size).clamp_min(torch.finfo(torch.float32).tiny)
     return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
