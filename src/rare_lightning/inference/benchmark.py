@@ -1,9 +1,12 @@
 """Where the time goes between a scan on disk and its segmentation on disk, by entry level and inference engine."""
 
+import ctypes
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -76,9 +79,11 @@ def time_stages(
     models: dict[str, Segmenter] = {name: segmenter.run_by(engine_network(name, segmenter, folder)) for name in engines}
     unet = segmenter.run_by(_unet_like(network, len(segmenter.channels), len(segmenter.classes)))
     models[UPSAMPLED] = unet
-    results = []
+    results: list[Timing] = []
     for level in sorted(network.levels, reverse=True):
         path = _scan_of_level(scan, segmenter, level, folder)
+        if not results:
+            _run(segmenter, path, folder)  # loads what every first run loads
         say(f"level {level}: {' x '.join(map(str, read_scan(path).geometry.size))} voxels")
         memory = {name: _peak(partial(_run, model, path, folder)) for name, model in models.items()}
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in models}
@@ -197,6 +202,10 @@ def _run(segmenter: Segmenter, files: ScanFiles, folder: Path) -> dict[str, floa
 def _peak(task: Callable[[], object]) -> int:
     """Bytes by which the process grows at most while a task runs."""
     process, peak, done = psutil.Process(), 0, threading.Event()
+    if sys.platform == "linux":
+        # Else the task grows, unseen, into what others have freed and glibc has kept.
+        with suppress(AttributeError):  # of other C libraries
+            ctypes.CDLL(None).malloc_trim(0)
 
     def watch() -> None:
         nonlocal peak
