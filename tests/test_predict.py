@@ -129,11 +129,13 @@ def test_resume_skips_what_is_done_and_nothing_is_overwritten(checkpoint, folder
     assert predict(checkpoint, [folder], out, "--resume") == 0
 
 
-def test_answers_of_other_settings_are_not_mixed(checkpoint, folder, tmp_path, capsys):
+@pytest.mark.parametrize(("setting", "was", "now"), [("level", "None", "1"), ("precision", "32-true", "bf16-mixed")])
+def test_answers_of_other_settings_are_not_mixed(checkpoint, folder, tmp_path, capsys, setting, was, now):
     out = tmp_path / "out"
     assert predict(checkpoint, [folder / "one.nii.gz"], out) == 0
-    assert predict(checkpoint, [folder], out, "--resume", "--level", "1") == 1
-    assert f"{out}: one was answered with level None, and not 1; choose another --output" in capsys.readouterr().err
+    assert predict(checkpoint, [folder], out, "--resume", f"--{setting}", now) == 1
+    message = f"{out}: one was answered with {setting} {was}, and not {now}; choose another --output"
+    assert message in capsys.readouterr().err
     assert len(volumes(out)) == 1
 
 

@@ -76,6 +76,11 @@ def test_every_kind_of_network_keeps_its_free_sizes(kind, network, tmp_path):
                 torch.testing.assert_close(run(image), module(image), atol=1e-4, rtol=1e-4)
 
 
+def test_an_exported_network_has_the_precision_that_it_has(exported):
+    with pytest.raises(UserError, match="was exported in full precision; bf16-mixed is for checkpoints of rare fit"):
+        rare_lightning.load(exported / "onnx", precision="bf16-mixed")
+
+
 def test_the_sidecar_says_what_preprocessing_needs(exported, segmenter):
     content = json.loads((exported / "onnx" / "model.json").read_text())
     assert content["model"]["preprocessing"] == segmenter.preprocessing.as_dict()

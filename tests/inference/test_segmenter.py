@@ -261,6 +261,17 @@ def trained_with_flips(checkpoint, path, *axes):
     return path
 
 
+def test_mixed_precision_rounds_but_little(checkpoint, scan):
+    plain, mixed = (rare_lightning.load(checkpoint, precision=precision) for precision in ("32-true", "bf16-mixed"))
+    whole = Scan(sitk.GetArrayFromImage(scan).T[None], Geometry.of(scan))
+    for level in plain.level_strides:
+        exact, rounded = (model.probabilities(model.prepare(whole, "scan", level)) for model in (plain, mixed))
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(exact, rounded)
+        torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+        torch.testing.assert_close(rounded.sum(0), torch.ones_like(rounded[0]))
+
+
 def test_mirrors_of_mirrors(checkpoint, scan, tmp_path):
     mirrored = rare_lightning.load(trained_with_flips(checkpoint, tmp_path / "flips.ckpt", 0), mirror=True)
     flipped = sitk.GetImageFromArray(np.ascontiguousarray(labels_of(scan)[:, :, ::-1]))

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rare_lightning.data.geometry import Spacing, canonical_geometry
@@ -76,7 +75,7 @@ def time_stages(
         UserError: If an engine is not installed.
     """
     network = segmenter.networks[0]
-    models: dict[str, Segmenter] = {name: segmenter.run_by(engine_network(name, segmenter, folder)) for name in engines}
+    models: dict[str, Segmenter] = {name: _run_by(name, segmenter, folder) for name in engines}
     unet = segmenter.run_by(_unet_like(network, len(segmenter.channels), len(segmenter.classes)))
     models[UPSAMPLED] = unet
     results: list[Timing] = []
@@ -135,31 +134,25 @@ def noise_scan(size: Size3, spacing: Spacing, channels: int) -> Scan:
     return Scan(array, canonical_geometry(np.diag([x, y, z, 1.0]), size))
 
 
-def engine_network(name: Engine, segmenter: Segmenter, folder: Path) -> MultiResolutionNetwork:
-    """The segmenter's network, run by an engine.
+def _run_by(name: Engine, segmenter: Segmenter, folder: Path) -> Segmenter:
+    """The segmenter, with an engine to run its network.
 
     Raises:
         UserError: If the engine is not installed.
     """
     network = segmenter.networks[0]
-    if name == "eager":
-        return network
+    if name == "eager" or name == "bfloat16":
+        other = segmenter.run_by(network)
+        other.precision = "32-true" if name == "eager" else "bf16-mixed"
+        return other
     needed = {level: segmenter.forward_bytes(level) for level in network.levels}
     if name == "onnx" or name == "openvino":
         export_network(network, segmenter.facts, needed, folder / name, name, network.levels)
-        return open_exported(folder / name / SIDECAR)[0]
-    start = torch.compile if name == "compiled" else _in_bfloat16
-    run = {level: start(LevelNetwork(network, level)) for level in network.levels}
-    return EngineNetwork(run, needed, segmenter.level_strides, network.coarsest_stride, network.answer_grid)
-
-
-def _in_bfloat16(network: LevelNetwork) -> Callable[[Tensor], Tensor]:
-    def run(image: Tensor) -> Tensor:
-        with torch.autocast(image.device.type, torch.bfloat16):
-            logits: Tensor = network(image)
-        return logits
-
-    return run
+        return segmenter.run_by(open_exported(folder / name / SIDECAR)[0])
+    run = {level: torch.compile(LevelNetwork(network, level)) for level in network.levels}
+    return segmenter.run_by(
+        EngineNetwork(run, needed, segmenter.level_strides, network.coarsest_stride, network.answer_grid)
+    )
 
 
 def _unet_like(network: MultiResolutionNetwork, channels: int, classes: int) -> UNet:
