@@ -81,6 +81,7 @@ def test_a_model_is_no_run_to_go_on_with(phantom, tmp_path, capsys):
 
 def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
     still = ["--model.optimizer.init_args.lr", "0", "--model.optimizer.init_args.weight_decay", "0"]
+    still += ["--model.scheduler", "constant"]
     with caplog.at_level("INFO"):
         assert fit(phantom, tmp_path / "same", "--model.init_from", str(earlier), *still) == 0
     assert f"Weights of {earlier}, but for none" in caplog.text

@@ -136,9 +136,18 @@ def test_a_planned_network_is_resumed_with_the_command_it_was_begun_with(phantom
     more = ["--config", str(CONF.parents[1] / "configs" / "network" / "nnunet.yaml"), "--data.root", str(phantom)]
     more += ["--model.network.init_args.features", "2", "--data.folds", "2", "--data.num_workers", "0"]
     more += ["--trainer.accelerator", "cpu", "--trainer.limit_train_batches", "1", "--trainer.log_every_n_steps", "1"]
+    more += ["--model.scheduler", "constant"]
     for epochs in ("1", "2"):
         more = [*more, "--trainer.max_epochs", epochs, "--run_dir", str(tmp_path / "run"), "--resume"]
         assert main(["fit", "--config", str(CONF / "tiny.yaml"), *more]) == 0
+
+
+def test_a_run_whose_learning_rate_follows_its_length_keeps_it(phantom, tmp_path, capsys):
+    more = ["--resume", "--model.scheduler", "one_cycle"]
+    assert main(words(phantom, tmp_path / "run", *more)) == 0
+    assert main(words(phantom, tmp_path / "run", *more, "--trainer.max_epochs", "3")) == 1
+    assert "trainer.max_epochs is 3 and was 2" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config-2.yaml").exists()
 
 
 def test_a_run_that_was_killed_before_it_said_what_it_is_begins_anew(phantom, tmp_path):

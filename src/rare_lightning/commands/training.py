@@ -41,8 +41,14 @@ OF_CHECKPOINT = {f"data.{name}" for name in (*OF_SPLIT, "spacing", "normalize", 
 OF_DATA = {"levels": "levels", "depth": "depth", "strides": "strides", "in_channels": "root", "out_channels": "root"}
 """Arguments of a network that follow from the data, and from which of its settings."""
 
-OF_STEPS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-"""Settings of the Trainer that make other steps."""
+OF_STEPS = (
+    *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches"),
+    "check_val_every_n_epoch",
+)
+"""Settings of the Trainer that make other steps, or another best checkpoint."""
+
+OF_LENGTH = ("max_epochs", "max_steps")
+"""Settings of the Trainer that learning rates follow, unless they are constant."""
 
 
 class RunRecord(SaveConfigCallback):
@@ -194,9 +200,10 @@ class RareCLI(LightningCLI):
         given = {section: config[section].as_dict() for section in saved}
         if config.resume and (written := settings_of_training(Path(config.run_dir).expanduser())):
             # Checkpoints do not hold these.
+            names = OF_STEPS if config.model.scheduler == "constant" else (*OF_STEPS, *OF_LENGTH)
             for settings, source in ((saved, written), (given, config)):
                 settings["seed_everything"] = source["seed_everything"]
-                settings["trainer"] = {name: source["trainer"][name] for name in OF_STEPS}
+                settings["trainer"] = {name: source["trainer"][name] for name in names}
         changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
         if config.resume and changes:
             listed = "; ".join(map(str, changes))
