@@ -44,7 +44,15 @@ def test_nnunet_spelling_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "case_id"), [("a.nii.gz", "a"), ("a.b.nii", "a.b"), ("scan.mha", "scan"), ("A.NRRD", "A")]
+    ("name", "case_id"),
+    [
+        ("a.nii.gz", "a"),
+        ("a.b.nii", "a.b"),
+        ("scan.mha", "scan"),
+        ("A.NRRD", "A"),
+        ("a_0000.nii", "a"),
+        ("a_0001.nii", "a_0001"),
+    ],
 )
 def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
     assert case_id_of(tmp_path / name) == case_id
@@ -57,7 +65,9 @@ def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
         ({"labels": {"0": "background"}}, "are not 0, 1, 2"),
         ({"labels": ["background", "x"]}, "not a Decathlon dataset.json"),
         ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
-        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "not a Decathlon dataset.json"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "'labels' holds regions of several values"),
+        ({"training": None}, "KeyError: 'training'.*one file each: several channels are a fourth dimension"),
+        ({"training": [{"image": ["a_0000.nii", "a_0001.nii"], "label": "a.nii"}]}, "an image of 2 files"),
         ({"modality": None}, "not a Decathlon dataset.json .*channel_names"),
         ({"training": [{"image": "a.nii"}]}, "not a Decathlon dataset.json .*label"),
         ({"training": []}, "lists no cases"),

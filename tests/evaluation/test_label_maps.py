@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_a_task_names_the_classes(phantom, tmp_path):
     words = ["--predictions", str(phantom / "labelsTr"), "--labels", str(phantom), "--output", str(tmp_path / "out")]
     assert main(["evaluate", *words]) == 0
     assert {row["class"] for row in scores(tmp_path)} == {"Anterior", "Posterior"}
+    assert all(row["dice"] in ("", "1.000000") for row in scores(tmp_path))
+
+
+def test_a_task_tells_which_label_is_whose(phantom, tmp_path):
+    task = json.loads((phantom / "dataset.json").read_text())
+    (tmp_path / "task" / "segmentations").mkdir(parents=True)
+    (tmp_path / "predictions").mkdir()
+    for i, case in enumerate(task["training"]):
+        label = f"segmentations/other_{i}.nii.gz"
+        shutil.copy(phantom / case["label"], tmp_path / "task" / label)
+        shutil.copy(phantom / case["label"], tmp_path / "predictions" / Path(case["image"]).name)
+        case["label"] = label
+    (tmp_path / "task" / "dataset.json").write_text(json.dumps(task))
+    words = ["--predictions", str(tmp_path / "predictions"), "--labels", str(tmp_path / "task")]
+    assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 0
     assert all(row["dice"] in ("", "1.000000") for row in scores(tmp_path))
 
 

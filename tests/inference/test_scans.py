@@ -115,6 +115,9 @@ def test_channels_come_from_4d_files_vectors_and_numbered_files(image, tmp_path)
     (tmp_path / "list.csv").write_text("image,image2,image3\none/a_0000.nii.gz,one/a_0001.nii.gz,\n")
     (listed,) = find_scans([str(tmp_path / "list.csv")])  # of three columns, the last unused
     assert np.array_equal(read_scan(listed).array, scans[0].array)
+    files = [str(tmp_path / "one" / f"a_000{i}.nii.gz") for i in (1, 0)]
+    for inputs in ([str(tmp_path / "one" / "*.nii.gz")], files, [str(tmp_path / "one"), *files]):
+        assert find_scans(inputs) == [ScanFiles("a", listed.paths)]
 
 
 def test_a_folder_may_hold_files_and_dicom_folders(image, tmp_path):
@@ -159,6 +162,8 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
     (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(whole)[:-40])
     (tmp_path / "short.nii").write_bytes(whole[:-40])
     (tmp_path / "junk.nrrd").write_bytes(b"junk")
+    (tmp_path / "cut.nrrd").write_bytes(write(image, tmp_path / "a.nrrd").read_bytes()[:-40])
+    nib.Nifti2Image(np.ones((3, 4, 5), "f4"), np.eye(4)).to_filename(tmp_path / "two.nii")
     write(image[:, :, 0], tmp_path / "flat.mha")
     floating = sitk.GetArrayFromImage(image).astype("f4")
     floating[0, 0, 0] = np.nan
@@ -171,6 +176,8 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         (["cut.nii.gz"], "cannot be read"),
         (["short.nii"], "cannot be read"),
         (["junk.nrrd"], "cannot be read"),
+        (["cut.nrrd"], r"cannot be read \(\[nrrd\] .*: fread got only"),
+        (["two.nii"], "is of NIfTI-2, which ITK does not read"),
         (["flat.mha"], "has 2 dimensions"),
         (["nan.nii.gz"], "NaN or infinite"),
         (["a.nii.gz", "nan.nii.gz"], r"/nan\.nii\.gz: holds NaN"),

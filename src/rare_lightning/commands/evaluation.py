@@ -35,7 +35,8 @@ def evaluate(
 
     Args:
         predictions: Folders of label maps, named as the labels are; one folder for each level of scans.
-        labels: Folder of full-resolution labels, or a Decathlon task; there may be more than were predicted.
+        labels: Folder of full-resolution labels, named as the label maps; or a Decathlon task. There may be more than
+            were predicted.
         output: Folder for cases.csv, summary.json and dice_by_resolution.png.
         levels: Level of the scans of each folder; 0, 1, ... by default.
         classes: Names of the values 1, 2, ...; those of the task's dataset.json by default.
@@ -48,15 +49,14 @@ def evaluate(
     if len(levels) != len(set(levels)) or len(levels) != len(predictions) or min(levels) < 0:
         raise UserError(f"--levels {levels} must be one level for each of {len(predictions)} folders of predictions")
     label_folder = Path(labels).expanduser()
-    task = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
-    if task == label_folder:
-        label_folder /= "labelsTr"
-    if classes is None and task is None:
+    root = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
+    if classes is None and root is None:
         raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
-    names = ["background", *classes] if classes is not None else read_task(task or labels).classes
+    names = ["background", *classes] if classes is not None else read_task(root or labels).classes
     check_class_names(names, "--classes")
+    truths = read_task(root) if root == label_folder else label_folder
     folders = {level: Path(folder).expanduser() for level, folder in zip(levels, predictions, strict=True)}
-    rows, unpredicted = score_label_maps(folders, label_folder, names, nsd_tolerance_mm)
+    rows, unpredicted = score_label_maps(folders, truths, names, nsd_tolerance_mm)
     protocol = {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}
     with output_folder(output) as folder:
         summary = write_scores(rows, folder, protocol, None, without_prediction=len(unpredicted))

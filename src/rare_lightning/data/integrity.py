@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
-from rare_lightning.data.voxels import is_nifti, read_nifti, reason, spacing_problem
+from rare_lightning.data.voxels import header_problem, is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
 
 GEOMETRY_TOLERANCE = 1e-3
@@ -28,6 +29,8 @@ def find_problems(case: Case, task: Task) -> list[str]:
         try:
             # Before ITK, which would make room for as many voxels as a broken header claims.
             voxels = read_nifti(path) if is_nifti(path) else None
+            if voxels is None:  # of what ITK cannot read, TorchIO says that nibabel could not either
+                sitk.ReadImage(path)
             image = kind(path)
             image.load()
             loaded.append((image, image.numpy() if voxels is None else _channels_first(voxels)))
@@ -48,7 +51,7 @@ def find_problems(case: Case, task: Task) -> list[str]:
     elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
         problems.append(f"{case.image}: image and label lie at different places (their affines differ)")
     for path in (case.image, case.label):
-        if is_nifti(path) and (problem := spacing_problem(path)):
+        if is_nifti(path) and (problem := header_problem(path)):
             problems.append(f"{path}: {problem}")
     if min(image.spatial_shape) < 2:
         problems.append(f"{case.image}: shape {image.spatial_shape} is not a 3D volume")

@@ -15,7 +15,7 @@ class Case:
     """One labelled scan.
 
     Attributes:
-        case_id: File name without folder and suffix, for example ``hippocampus_001``.
+        case_id: File name without folder and suffix, for example ``hippocampus_001``, as ``rare predict`` calls it.
         image: Image file, 3D or 4D with channels last.
         label: Label map file.
     """
@@ -45,8 +45,8 @@ class Task:
 
 
 def case_id_of(path: Path) -> str:
-    """File name without the suffix of an image."""
-    return path.name[: len(path.name) - len(suffix_of(path) or "")]
+    """File name without the suffix of an image, nor the number that nnU-Net gives to an only channel."""
+    return path.name[: len(path.name) - len(suffix_of(path) or "")].removesuffix("_0000")
 
 
 def read_task(root: Path | str) -> Task:
@@ -67,6 +67,8 @@ def read_task(root: Path | str) -> Task:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         channels = content["modality"] if "modality" in content else content["channel_names"]
         labels = content["labels"].items()
+        if any(isinstance(value, list) for _, value in labels):
+            raise ValueError("'labels' holds regions of several values, where each voxel is to be of one class")
         if all(isinstance(value, int) for _, value in labels):  # nnU-Net's, by name
             labels = [(value, name) for name, value in labels]
         classes = sorted((int(value), str(name)) for value, name in labels)
@@ -76,7 +78,7 @@ def read_task(root: Path | str) -> Task:
         raise UserError(
             f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}). It needs 'modality' and 'labels' "
             "that map numbers to names (or 'labels' names to numbers), and 'training', a list of {'image': ..., "
-            "'label': ...}."
+            "'label': ...}, one file each: several channels are a fourth dimension."
         ) from error
     values, names = [value for value, _ in classes], [name for _, name in classes]
     if values != list(range(len(values))) or len(values) < 2:
@@ -109,6 +111,8 @@ def check_class_names(names: Sequence[str], source: Path | str) -> None:
         raise UserError(f"{source}: two classes are called {', '.join(twice)}; give each a name of its own")
 
 
-def _read_case(root: Path, entry: dict[str, str]) -> Case:
+def _read_case(root: Path, entry: dict[str, Any]) -> Case:
+    if isinstance(entry["image"], list):
+        raise ValueError(f"an image of {len(entry['image'])} files")
     image = root / entry["image"]
     return Case(case_id_of(image), image, root / entry["label"])

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -45,8 +46,8 @@ def read_nifti(path: Path) -> np.ndarray:
         return image.get_fdata(dtype=np.float32)  # type: ignore[no-any-return]
 
 
-def spacing_problem(path: Path) -> str | None:
-    """What is wrong with a NIfTI header that gives two spacings; None if it gives one.
+def header_problem(path: Path) -> str | None:
+    """What is wrong with a NIfTI header that is of another version or gives two spacings; None if all is right.
 
     ITK goes by pixdim, and nibabel by the affine. Both are compared as nibabel has them: ITK brings micrometres to mm.
 
@@ -54,6 +55,8 @@ def spacing_problem(path: Path) -> str | None:
         Exception: Whatever nibabel raises at broken bytes.
     """
     image = nib.load(path)
+    if isinstance(image, nib.Nifti2Image):
+        return "is of NIfTI-2, which ITK does not read; save it as NIfTI-1"
     given, by_affine = image.header.get_zooms()[:3], voxel_sizes(image.affine)
     if np.allclose(given, by_affine, rtol=1e-3, atol=0):
         return None
@@ -62,10 +65,11 @@ def spacing_problem(path: Path) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """What a reader complained of, in one line; ITK says first where in its own source, and last what."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    marks = ("ITK ERROR: ", "sitk::ERROR: ")
-    line = lines[-1] if lines[-1].startswith(marks) else lines[0]
-    for mark in marks:
-        line = line.removeprefix(mark)
-    return line[:200]
+    """What a reader complained of, in one line; ITK says first where in its own source and which object, then what."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    for mark in ("ITK ERROR: ", "sitk::ERROR: "):
+        if marked := [i for i, line in enumerate(lines) if line.startswith(mark)]:
+            lines = lines[marked[-1] :]
+            lines[0] = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", lines[0].removeprefix(mark))
+    # "Error reading NAME:" is followed by a reader's own account, the cause last.
+    return (lines[-1] if lines[0].endswith(":") else lines[0])[:200]

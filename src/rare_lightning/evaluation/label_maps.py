@@ -8,13 +8,17 @@ import SimpleITK as sitk
 import torch
 
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.task import Task
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import Row, score_classes
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
 
 
 def score_label_maps(
-    predictions: Mapping[int, Path], labels: Path, class_names: Sequence[str], tolerance_mm: float
+    predictions: Mapping[int, Path],
+    labels: Path | Task,
+    class_names: Sequence[str],
+    tolerance_mm: float,
 ) -> tuple[list[Row], list[str]]:
     """Score every label map of some folders against the label of the same name, as the ``fine`` truth.
 
@@ -24,7 +28,7 @@ def score_label_maps(
     Args:
         predictions: Level of the scans that were segmented -> folder of their label maps, of any size, spacing and
             orientation, all of the same cases. The level's spacing is taken from them.
-        labels: Folder of labels.
+        labels: Folder of labels, named as the predictions; or a task, whose cases tell which label is whose.
         class_names: Background first.
         tolerance_mm: Of NSD, in mm.
 
@@ -35,12 +39,16 @@ def score_label_maps(
         UserError: If a prediction has no label, lies elsewhere, or either holds something else than classes; or if
             folders hold different cases.
     """
-    truths = _label_maps(labels)
+    if isinstance(labels, Task):
+        truths = {case.case_id: ScanFiles(case.case_id, (case.label,)) for case in labels.cases}
+        place = labels.root
+    else:
+        truths, place = _label_maps(labels), labels
     found = {level: _label_maps(folder) for level, folder in predictions.items()}
     for folder, scans in zip(predictions.values(), found.values(), strict=True):
         if unknown := sorted(scans.keys() - truths.keys()):
             raise UserError(
-                f"{folder}: {len(unknown)} of {len(scans)} label maps have no label of the same name in {labels}, "
+                f"{folder}: {len(unknown)} of {len(scans)} label maps have no label of the same name in {place}, "
                 f"such as {unknown[0]}"
             )
     cases = set().union(*found.values())

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.voxels import SUFFIXES, is_nifti, read_nifti, reason, spacing_problem, suffix_of
+from rare_lightning.data.voxels import SUFFIXES, header_problem, is_nifti, read_nifti, reason, suffix_of
 from rare_lightning.errors import UserError
 
 IMAGE_POSITION = "0020|0032"  # DICOM tag
@@ -65,26 +65,31 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[Sc
 
     Args:
         inputs: Any of these.
-        numbered_channels: Files of a folder that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ... (nnU-Net's
-            way) are the channels of one scan; else a scan each.
+        numbered_channels: Files beside each other that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ...
+            (nnU-Net's way) are the channels of one scan; else a scan each.
 
     Raises:
         UserError: If nothing is found, a list leaves a channel out, or two scans would get answers of the same name.
     """
     scans: list[ScanFiles] = []
+    files: list[Path] = []
     for text in inputs:
         path = Path(text).expanduser()
-        if path.is_dir():
-            scans += _in_folder(path, numbered_channels)
-        elif path.suffix.lower() == ".csv":
+        if path.suffix.lower() == ".csv" and not path.is_dir():
             scans += _in_list(path)
-        elif path.is_file():
-            scans.append(_single(path))
-        elif matches := sorted(glob.glob(str(path), recursive=True)):
-            for match in map(Path, matches):
-                scans += _in_folder(match, numbered_channels) if match.is_dir() else [_single(match)]
-        else:
+            continue
+        found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
             raise UserError(f"{text}: no such file, folder or pattern")
+        for place in found:
+            if place.is_dir():
+                series, inside = _in_folder(place)
+                scans += series
+                files += inside
+            else:
+                files.append(place)
+    files = list(dict.fromkeys(files))
+    scans += _grouped(files) if numbered_channels else [ScanFiles(_name_of(path), (path,)) for path in files]
     by_name: dict[str, ScanFiles] = {}
     for scan in scans:
         other = by_name.setdefault(scan.name, scan)
@@ -167,14 +172,40 @@ def write_array(array: np.ndarray, scan: Scan, path: Path) -> None:
             os.replace(written, path.parent / written.name)
 
 
-def _single(path: Path) -> ScanFiles:
+def _name_of(path: Path) -> str:
     suffix = suffix_of(path)
     if suffix is None:
         raise UserError(f"{path}: not an image of a known format ({', '.join(SUFFIXES)}, or a folder of DICOM files)")
-    return ScanFiles(path.name[: -len(suffix)], (path,))
+    return path.name[: -len(suffix)]
 
 
-def _in_folder(folder: Path, numbered_channels: bool) -> list[ScanFiles]:
+def _stem_of(path: Path) -> str:
+    """Name without the number of a channel."""
+    name = _name_of(path)
+    stem, _, number = name.rpartition("_")
+    return stem if stem and len(number) == 4 and number.isdigit() else name
+
+
+def _are_numbered(paths: Sequence[Path]) -> bool:
+    """Whether they are the channels of one scan: a lone NAME_0003 is a case with that name, not a fourth channel."""
+    return all(_name_of(path) == f"{_stem_of(paths[0])}_{i:04d}" for i, path in enumerate(paths))
+
+
+def _grouped(files: Sequence[Path]) -> list[ScanFiles]:
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in sorted(files):
+        groups.setdefault((path.parent, _stem_of(path)), []).append(path)
+    scans = []
+    for (_, stem), paths in groups.items():
+        if _are_numbered(paths):
+            scans.append(ScanFiles(stem, tuple(paths)))
+        else:
+            scans += [ScanFiles(_name_of(path), (path,)) for path in paths]
+    return scans
+
+
+def _in_folder(folder: Path) -> tuple[list[ScanFiles], list[Path]]:
+    """DICOM series and image files."""
     try:
         # macOS leaves ._NAME beside NAME.
         inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -182,22 +213,14 @@ def _in_folder(folder: Path, numbered_channels: bool) -> list[ScanFiles]:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     files = [path for path in inside if path.is_file() and suffix_of(path)]
     if not files and _series_in(folder):
-        return [ScanFiles(folder.resolve().name, (folder,))]
-    scans = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]
-    if not files and not scans:
-        raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series that can be read")
-    if not numbered_channels:
-        return scans + [_single(path) for path in files]
-    groups: dict[str, list[Path]] = {}
-    for path in files:
-        name = _single(path).name
-        stem, _, number = name.rpartition("_")
-        groups.setdefault(stem if stem and len(number) == 4 and number.isdigit() else name, []).append(path)
-    for stem, paths in groups.items():
-        numbered = [_single(path).name == f"{stem}_{i:04d}" for i, path in enumerate(paths)]
-        # A lone NAME_0003 is a case with that name, not a fourth channel.
-        scans += [ScanFiles(stem, tuple(paths))] if all(numbered) else [_single(path) for path in paths]
-    return scans
+        return [ScanFiles(folder.resolve().name, (folder,))], []
+    series = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]
+    if not files and not series:
+        raise UserError(
+            f"{folder}: holds no images ({', '.join(SUFFIXES)}) and no DICOM series that can be read. Images "
+            f"in folders within are found by a pattern, '{folder}/**/*.nii.gz'"
+        )
+    return series, files
 
 
 def _in_list(path: Path) -> list[ScanFiles]:
@@ -216,7 +239,10 @@ def _in_list(path: Path) -> list[ScanFiles]:
         if not all(cells):
             raise UserError(f"{path}: {','.join(line)} has a blank between its channels; name a file in every column")
         paths = tuple(path.parent / Path(cell).expanduser() for cell in cells)
-        scans.append(ScanFiles(paths[0].name if paths[0].is_dir() else _single(paths[0]).name, paths))
+        if paths[0].is_dir():
+            scans.append(ScanFiles(paths[0].name, paths))
+        else:
+            scans.append(ScanFiles((_stem_of if _are_numbered(paths) else _name_of)(paths[0]), paths))
     return scans
 
 
@@ -246,7 +272,7 @@ def _nifti_channels(path: Path) -> list[np.ndarray]:
         array = array[:, :, :, 0]
     if array.ndim not in (3, 4) or min(array.shape[:3]) < 1:
         raise UserError(f"{path}: has shape {array.shape}; a 3D scan, or 4D with channels, is needed")
-    if problem := spacing_problem(path):
+    if problem := header_problem(path):
         raise UserError(f"{path}: {problem}")
     return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
