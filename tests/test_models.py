@@ -84,7 +84,7 @@ def test_training_begins_from_a_model(phantom, earlier, tmp_path, caplog):
     still += ["--model.scheduler", "constant"]
     with caplog.at_level("INFO"):
         assert fit(phantom, tmp_path / "same", "--model.init_from", str(earlier), *still) == 0
-    assert f"Weights of {earlier}, but for none" in caplog.text
+    assert f"Weights of {earlier}, all of them" in caplog.text
     last = tmp_path / "same" / "checkpoints" / "last.ckpt"
     torch.testing.assert_close(network_of(last), network_of(earlier), rtol=0, atol=0)
     earlier.rename(tmp_path / "moved.ckpt")  # what has begun does not need it

@@ -27,6 +27,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: If there is no such file, or it is something else.
     """
     path = find_checkpoint(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and no checkpoint; those of a run are in its folder checkpoints")
     try:
         checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         missing = [part for part in CHECKPOINT_PARTS if part not in checkpoint]
@@ -76,7 +78,7 @@ def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
         )
     network.load_state_dict(fitting, strict=False)
     others = sorted(own.keys() - fitting.keys())
-    rank_zero_info(f"Weights of {checkpoint}, but for {', '.join(others) or 'none'}")
+    rank_zero_info(f"Weights of {checkpoint}, {'but for ' + ', '.join(others) if others else 'all of them'}")
     return content
 
 

@@ -39,7 +39,7 @@ def evaluate(
             were predicted.
         output: Folder for cases.csv, summary.json and dice_by_resolution.png.
         levels: Level of the scans of each folder; 0, 1, ... by default.
-        classes: Names of the values 1, 2, ...; those of the task's dataset.json by default.
+        classes: Names of the values 1, 2, ..., as "[liver, tumour]"; those of the task's dataset.json by default.
         nsd_tolerance_mm: Surface distance that NSD forgives, in mm.
 
     Raises:

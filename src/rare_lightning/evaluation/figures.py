@@ -10,12 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.files import replacing
 
 matplotlib.rcParams["svg.hashsalt"] = "rare"  # the same figure gives the same bytes
 COLORS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2"]  # Okabe and Ito
+SIDES = ("LR", "PA", "IS")  # where each canonical axis begins and ends
+EDGE = [withStroke(linewidth=2, foreground="black")]  # of letters, on any picture
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def plot_preview(
 ) -> None:
     """Three planes of a scan through most foreground, with its segmentation; the file appears whole or not at all.
 
+    The patient's left is on the left.
+
     Args:
         image: ``(D, H, W)`` in canonical order.
         labels: Class indices in canonical order, of the same extent.
@@ -128,6 +133,11 @@ def plot_preview(
                 shown.T, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **style
             )
         axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
+        across, up = (ends for axis, ends in enumerate(SIDES) if axis != normal)
+        for letter, x, y in zip((*across, *up), (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.03, 0.97), strict=True):
+            axes.text(
+                x, y, letter, transform=axes.transAxes, ha="center", va="center", color="white", path_effects=EDGE
+            )
     add_legend(figure, class_names)
     with replacing(path) as part:
         figure.savefig(part, dpi=110, format="png")

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from rare_lightning.errors import UserError
@@ -144,18 +145,19 @@ def write_scores(
 
 
 def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
-    """Levels down, classes and scores across."""
+    """Classes and scores down, of which there may be many, and levels across."""
     table = Table(title=f"{truth} truth ({TRUTH_LABELS[truth]}), {summary['cases']} cases")
     levels = summary[truth]["levels"]
-    class_names = list(next(iter(levels.values()))["classes"])
-    scores = ["Dice mean", "HD95 mm", "NSD", "volume diff."]
-    for heading in ["level", "spacing mm", *(f"Dice {name}" for name in class_names), *scores]:
-        table.add_column(heading, justify="right", overflow="fold")  # a shortened name would not tell which class
+    table.add_column("level\nspacing (mm)", overflow="fold")
     for level, entry in levels.items():
-        dice = [f"{entry['classes'][name]['dice']:.3f}" for name in class_names]
-        table.add_row(level, entry["spacing_mm"], *dice, *_formatted(entry["mean"]))
+        table.add_column(f"{level}\n{entry['spacing_mm']}", justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    for name in next(iter(levels.values()))["classes"]:
+        table.add_row(f"Dice {escape(name)}", *(f"{entry['classes'][name]['dice']:.3f}" for entry in levels.values()))
     table.add_section()
-    table.add_row("mean", "", *[""] * len(class_names), *_formatted(summary[truth]["mean"]))
+    columns = [_formatted(scores) for scores in (*(entry["mean"] for entry in levels.values()), summary[truth]["mean"])]
+    for heading, *cells in zip(("Dice", "HD95 (mm)", "NSD", "volume diff."), *columns, strict=True):
+        table.add_row(heading, *cells)
     return table
 
 

@@ -103,7 +103,9 @@ def open_exported(path: Path) -> tuple[EngineNetwork, dict[str, Any]]:
         x, y, z = content["coarsest_stride"]
         opened, answer_grid = OPEN[content["format"]], facts["answer_grid"]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; rare export writes it beside the networks") from error
+        raise UserError(
+            f"{path}: no such file; rare export writes it. Of a run folder, give checkpoints/best.ckpt"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not written by rare export ({type(error).__name__}: {error})") from error
     run = {level: opened(file) for level, file in files.items()}
