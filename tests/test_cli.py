@@ -295,6 +295,13 @@ def test_a_processor_without_bfloat16_is_said_to_be_slow(phantom, tmp_path, monk
     assert (hint in caplog.text) is not multiplies
 
 
+def test_a_word_that_commands_share_names_them(capsys):
+    assert main(["data", "--help"]) == 0
+    assert "rare data download, rare data check" in capsys.readouterr().out
+    assert main(["data", "chek"]) == 1
+    assert_one_line("no command 'data chek'. Commands: rare data download, rare data check", capsys.readouterr().err)
+
+
 def test_a_window_of_intensities_goes_from_training_to_prediction(phantom, tmp_path, caplog):
     root, run = tmp_path / "ct", tmp_path / "run"
     shutil.copytree(phantom, root)

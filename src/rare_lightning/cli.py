@@ -49,7 +49,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is None:
-        print(f"rare: error: there is no command {words[0]!r}. Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        within = [f"rare {command}" for command in COMMANDS if command.startswith(f"{words[0]} ")]
+        if within and words[1:] in (["-h"], ["--help"]):
+            print(f"commands: {', '.join(within)}")
+            return 0
+        asked = " ".join(words[:2]) if within else words[0]
+        commands = ", ".join(within or COMMANDS)
+        print(f"rare: error: there is no command {asked!r}. Commands: {commands}", file=sys.stderr)
         return 1
     # PyTorch and Lightning take seconds to import, which help need not wait.
     from rare_lightning.commands.run import run
