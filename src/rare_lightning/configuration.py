@@ -71,10 +71,11 @@ def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
         described = (content["hyper_parameters"].get("network"), _describe(network))
         before, now = (one.get("init_args", {}) if isinstance(one, dict) else {} for one in described)
         changes = changed_settings(before, now, "model.network.init_args.")
-        others = [str(change) for change in changes if not change.name.endswith("_channels")]  # which may be others
+        differing = [str(change) for change in changes if not change.name.endswith("_channels")]  # which may differ
         raise UserError(
             f"{checkpoint}: only {len(fitting)} of its {len(saved)} weights fit the network"
-            f"{' (' + '; '.join(others) + ')' if others else ''}. Take its model.network, data.levels and data.depth"
+            f"{' (' + '; '.join(differing) + ')' if differing else ''}. "
+            "Take its model.network, data.levels and data.depth"
         )
     network.load_state_dict(fitting, strict=False)
     others = sorted(own.keys() - fitting.keys())

@@ -115,6 +115,9 @@ def test_channels_come_from_4d_files_vectors_and_numbered_files(image, tmp_path)
     (tmp_path / "list.csv").write_text("image,image2,image3\none/a_0000.nii.gz,one/a_0001.nii.gz,\n")
     (listed,) = find_scans([str(tmp_path / "list.csv")])  # of three columns, the last unused
     assert np.array_equal(read_scan(listed).array, scans[0].array)
+    write_dicom(second, tmp_path / "series")
+    (tmp_path / "mixed.csv").write_text("image,image2\none/a_0000.nii.gz,series\n")
+    assert [scan.name for scan in find_scans([str(tmp_path / "mixed.csv")])] == ["a_0000"]
     files = [str(tmp_path / "one" / f"a_000{i}.nii.gz") for i in (1, 0)]
     for inputs in ([str(tmp_path / "one" / "*.nii.gz")], files, [str(tmp_path / "one"), *files]):
         assert find_scans(inputs) == [ScanFiles("a", listed.paths)]

@@ -50,11 +50,16 @@ def evaluate(
         raise UserError(f"--levels {levels} must be one level for each of {len(predictions)} folders of predictions")
     label_folder = Path(labels).expanduser()
     root = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
-    if classes is None and root is None:
+    # Labels in a folder of their own, with classes given, need no task that can be trained on.
+    task = read_task(root) if root is not None and (classes is None or root == label_folder) else None
+    if classes is not None:
+        names = ["background", *classes]
+    elif task is not None:
+        names = [*task.classes]
+    else:
         raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
-    names = ["background", *classes] if classes is not None else read_task(root or labels).classes
     check_class_names(names, "--classes")
-    truths = read_task(root) if root == label_folder else label_folder
+    truths = task if task is not None and root == label_folder else label_folder
     folders = {level: Path(folder).expanduser() for level, folder in zip(levels, predictions, strict=True)}
     rows, unpredicted = score_label_maps(folders, truths, names, nsd_tolerance_mm)
     protocol = {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}

@@ -68,8 +68,14 @@ def predict(
     scans = find_scans(input)
     folder = Path(output).expanduser()
     models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
-    settings: dict[str, Any] = {"model": models, "grid": grid, "level": level, "routing": routing, "mirror": mirror}
-    settings["precision"] = precision
+    settings = {
+        "model": models,
+        "grid": grid,
+        "level": level,
+        "routing": routing,
+        "mirror": mirror,
+        "precision": precision,
+    }
     writer = PredictionWriter(folder, segmenter.classes, settings, preview, probabilities)
     for scan in scans:
         if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:

@@ -42,7 +42,11 @@ OF_DATA = {"levels": "levels", "depth": "depth", "strides": "strides", "in_chann
 """Arguments of a network that follow from the data, and from which of its settings."""
 
 OF_STEPS = (
-    *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches"),
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
     "check_val_every_n_epoch",
 )
 """Settings of the Trainer that make other steps, or another best checkpoint."""

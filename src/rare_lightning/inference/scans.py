@@ -239,10 +239,10 @@ def _in_list(path: Path) -> list[ScanFiles]:
         if not all(cells):
             raise UserError(f"{path}: {','.join(line)} has a blank between its channels; name a file in every column")
         paths = tuple(path.parent / Path(cell).expanduser() for cell in cells)
-        if paths[0].is_dir():
-            scans.append(ScanFiles(paths[0].name, paths))
-        else:
-            scans.append(ScanFiles((_stem_of if _are_numbered(paths) else _name_of)(paths[0]), paths))
+        first = paths[0]
+        numbered = not any(path.is_dir() for path in paths) and _are_numbered(paths)
+        name = first.name if first.is_dir() else _stem_of(first) if numbered else _name_of(first)
+        scans.append(ScanFiles(name, paths))
     return scans
 
 
