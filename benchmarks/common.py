@@ -63,9 +63,10 @@ def train_and_test(run: Path, words: Sequence[str]) -> None:
 def tested_scans(checkpoint: str, root: str) -> list[tuple[Scan, Scan]]:
     """Image and label of each test case of a checkpoint."""
     test = set(read_checkpoint(checkpoint)["DecathlonDataModule"]["split"]["test"])
-    files = [(case.case_id, case.image, case.label) for case in read_task(root).cases if case.case_id in test]
     return [
-        (read_scan(ScanFiles(name, (image,))), read_scan(ScanFiles(name, (label,)))) for name, image, label in files
+        (read_scan(ScanFiles(case.case_id, case.images)), read_scan(ScanFiles(case.case_id, (case.label,))))
+        for case in read_task(root).cases
+        if case.case_id in test
     ]
 
 

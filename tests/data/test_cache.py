@@ -59,8 +59,8 @@ def test_foreground_samples_are_foreground_of_their_class(case, tmp_path, monkey
 def test_the_key_depends_on_content_and_spacing_and_not_on_the_place(case, tmp_path):
     key = cache_key(case, SETTINGS)
     copy = tmp_path / "elsewhere.nii.gz"
-    copy.write_bytes(case.image.read_bytes())
-    moved = type(case)("other_name", copy, case.label)
+    copy.write_bytes(case.images[0].read_bytes())
+    moved = type(case)("other_name", (copy,), case.label)
     assert cache_key(moved, SETTINGS) == key
     assert cache_key(case, Preprocessing((1.0, 1.0, 2.0))) != key
     assert cache_key(case, Preprocessing((1.0, 1.0, 1.0), foreground="otsu")) == key  # normalised when it is read

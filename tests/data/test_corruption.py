@@ -313,26 +313,26 @@ def outcome(root, index, fault, seed, scratch):
     rng = np.random.default_rng([index, list(FAULTS).index(fault), seed])
     spacing = median_spacing([case])
     before = read(case, spacing)
-    copy = type(case)(case.case_id, scratch / "image.nii.gz", scratch / "label.nii.gz")
-    shutil.copy(case.image, copy.image)
+    copy = type(case)(case.case_id, (scratch / "image.nii.gz",), scratch / "label.nii.gz")
+    shutil.copy(case.images[0], copy.images[0])
     shutil.copy(case.label, copy.label)
-    damaged = copy.label if fault in ONLY_LABELS or rng.integers(0, 2) else copy.image
-    strangers = [c for c in task.cases if nib.load(c.image).shape != nib.load(case.image).shape]
-    others = [getattr(c, damaged.name.split(".")[0]) for c in strangers]
-    others.append(case.image if damaged == copy.label else case.label)
+    damaged = copy.label if fault in ONLY_LABELS or rng.integers(0, 2) else copy.images[0]
+    strangers = [c for c in task.cases if nib.load(c.images[0]).shape != nib.load(case.images[0]).shape]
+    others = [c.label if damaged == copy.label else c.images[0] for c in strangers]
+    others.append(case.images[0] if damaged == copy.label else case.label)
     FAULTS[fault](damaged, rng, others)
     problems = find_problems(copy, task)
     if problems:
         good = all("\n" not in p for p in problems) and any(damaged.name in p or "differ" in p for p in problems)
         return OUTCOMES[0] if good else f"not one line with the file's name: {problems}"
     for (array, affine), (old, old_affine), path in zip(
-        read(copy, spacing), before, (copy.image, copy.label), strict=True
+        read(copy, spacing), before, (copy.images[0], copy.label), strict=True
     ):
         if not np.allclose(affine, old_affine, atol=1e-3):
             return f"missed: affine {affine.tolist()} of {path.name} was {old_affine.tolist()}"
         if not np.array_equal(array, old):
             told = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)[None]
-            if fault not in OTHER_SCANS or path != copy.image or not np.allclose(array, told, rtol=1e-5):
+            if fault not in OTHER_SCANS or path != copy.images[0] or not np.allclose(array, told, rtol=1e-5):
                 return f"missed: voxels of {path.name} changed"
             return OUTCOMES[2]
     return OUTCOMES[1]

@@ -76,7 +76,7 @@ def test_all_folds_have_one_base_spacing(phantom, tmp_path):
     root = tmp_path / "task"
     shutil.copytree(phantom, root)
     for i, case in enumerate(read_task(root).cases):
-        for path in (case.image, case.label):
+        for path in (case.images[0], case.label):
             image = sitk.ReadImage(path)
             image.SetSpacing((1 + i / 10, 1, 1))
             sitk.WriteImage(image, path)

@@ -62,26 +62,26 @@ def scale_pixdim(path):
 
 
 BREAKAGES = {
-    "missing image": (lambda c: c.image.unlink(), "imagesTr.*: file not found"),
+    "missing image": (lambda c: c.images[0].unlink(), "imagesTr.*: file not found"),
     "missing label": (lambda c: c.label.unlink(), "labelsTr.*: file not found"),
-    "truncated gzip": (lambda c: truncate(c.image), "imagesTr.*cannot be read"),
+    "truncated gzip": (lambda c: truncate(c.images[0]), "imagesTr.*cannot be read"),
     "not gzip": (lambda c: c.label.write_bytes(b"<html>"), "labelsTr.*cannot be read"),
-    "broken header": (lambda c: corrupt(c.image), "imagesTr.*cannot be read"),
-    "a header that claims 64 TB": (lambda c: claim(c.image, 32767), "imagesTr.*describes 7036.* bytes, it holds"),
-    "a header that claims less": (lambda c: claim(c.image, 20), "imagesTr.*describes .* bytes, it holds more"),
+    "broken header": (lambda c: corrupt(c.images[0]), "imagesTr.*cannot be read"),
+    "a header that claims 64 TB": (lambda c: claim(c.images[0], 32767), "imagesTr.*describes 7036.* bytes, it holds"),
+    "a header that claims less": (lambda c: claim(c.images[0], 20), "imagesTr.*describes .* bytes, it holds more"),
     "NaN in the label": (lambda c: edit(c.label, with_nan), "labelsTr.*: 2 voxels are NaN or infinite"),
     "label in place of its image": (
-        lambda c: shutil.copy(c.label, c.image),
+        lambda c: shutil.copy(c.label, c.images[0]),
         "imagesTr.*: holds the voxels of its label",
     ),
     "shape": (lambda c: edit(c.label, lambda a: a[1:]), "image shape .* differs from label shape"),
     "spacing": (lambda c: set_header(c.label, Spacing=(1, 1, 1.01)), "image spacing .* differs from label spacing"),
     "origin": (lambda c: set_header(c.label, Origin=(500, 0, 0)), "different places"),
     "direction": (lambda c: set_header(c.label, Direction=(0, 1, 0, 0, 0, 1, 1, 0, 0)), "different places"),
-    "NaN and infinity": (lambda c: edit(c.image, with_nan), "2 voxels are NaN or infinite"),
-    "constant": (lambda c: edit(c.image, np.ones_like), "channel 0 is constant"),
+    "NaN and infinity": (lambda c: edit(c.images[0], with_nan), "2 voxels are NaN or infinite"),
+    "constant": (lambda c: edit(c.images[0], np.ones_like), "channel 0 is constant"),
     "channels": (
-        lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.image)] * 2), c.image),
+        lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.images[0])] * 2), c.images[0]),
         r"2 channels, dataset.json lists 1 \(MRI\)",
     ),
     "label values": (lambda c: edit(c.label, lambda a: a * 7), r"label values \[7, 14\] are not in .* \(0\.\.2\)"),
@@ -89,9 +89,9 @@ BREAKAGES = {
         lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.label)] * 3), c.label),
         "3 channels, a label map has 1",
     ),
-    "two spacings": (lambda c: scale_pixdim(c.image), r"voxels are of 2x1x1 by pixdim and of 1x1x1 by its affine"),
+    "two spacings": (lambda c: scale_pixdim(c.images[0]), r"voxels are of 2x1x1 by pixdim and of 1x1x1 by its affine"),
     "a single slice": (
-        lambda c: [edit(path, lambda a: a[:1]) for path in (c.image, c.label)],
+        lambda c: [edit(path, lambda a: a[:1]) for path in (c.images[0], c.label)],
         "is not a 3D volume",
     ),
 }
@@ -115,9 +115,9 @@ def test_each_kind_of_problem_is_found(task, kind):
 
 
 def test_all_problems_of_all_cases_are_listed_at_once(task):
-    edit(task.cases[0].image, np.ones_like)
+    edit(task.cases[0].images[0], np.ones_like)
     edit(task.cases[0].label, lambda a: a * 7)
-    task.cases[3].image.unlink()
+    task.cases[3].images[0].unlink()
     task = replace(task, cases=(*task.cases, task.cases[1]))
     with pytest.raises(UserError, match=r"task: 4 problem\(s\)") as raised:
         check_cases(task, task.cases)

@@ -47,7 +47,7 @@ def test_a_phantom_is_a_sound_task_with_every_class_in_every_case(tmp_path, kind
 def test_brats_structures_are_nested_inside_the_brain(tmp_path):
     make_phantom(str(tmp_path / "task"), "brats", cases=2, unlabelled=0, size=[40, 44, 40])
     for case in read_task(tmp_path / "task").cases:
-        image, label = tio.ScalarImage(case.image).numpy(), tio.LabelMap(case.label).numpy()[0]
+        image, label = tio.ScalarImage(case.images[0]).numpy(), tio.LabelMap(case.label).numpy()[0]
         assert (image[:, label > 0] > 0).all()
         assert (image[:, 0, 0, 0] == 0).all()
         volume, enhancing, core = ((label == value).sum() for value in (1, 3, 2))
@@ -62,7 +62,7 @@ def test_head_and_body_look_alike(phantom):
     # Intensity alone must not tell them apart, or the task would be no task.
     separations = []
     for case in read_task(phantom).cases:
-        image, label = tio.ScalarImage(case.image).numpy()[0], tio.LabelMap(case.label).numpy()[0]
+        image, label = tio.ScalarImage(case.images[0]).numpy()[0], tio.LabelMap(case.label).numpy()[0]
         head, body = image[label == 1], image[label == 2]
         separations.append((head.mean() - body.mean()) / np.hypot(head.std(), body.std()))
     assert np.abs(separations).max() < 2

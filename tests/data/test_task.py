@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from rare_lightning.data.task import case_id_of, read_task
+from rare_lightning.data.task import read_task
+from rare_lightning.data.voxels import case_id_of
 from rare_lightning.errors import UserError
 
 DESCRIPTION = {
@@ -44,18 +45,58 @@ def test_nnunet_spelling_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "case_id"),
+    ("names", "case_id"),
     [
-        ("a.nii.gz", "a"),
-        ("a.b.nii", "a.b"),
-        ("scan.mha", "scan"),
-        ("A.NRRD", "A"),
-        ("a_0000.nii", "a"),
-        ("a_0001.nii", "a_0001"),
+        (["a.nii.gz"], "a"),
+        (["a.b.nii"], "a.b"),
+        (["scan.mha"], "scan"),
+        (["A.NRRD"], "A"),
+        (["a_0000.nii"], "a"),
+        (["a_0001.nii"], "a_0001"),
+        (["a_0000.nii", "a_0001.nii"], "a"),
+        (["a_0000.nii", "a_0002.nii"], "a_0000"),
+        (["a_t1.nii", "a_t2.nii"], "a_t1"),
     ],
 )
-def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
-    assert case_id_of(tmp_path / name) == case_id
+def test_case_id_is_the_name_without_suffix_and_number(tmp_path, names, case_id):
+    assert case_id_of([tmp_path / name for name in names]) == case_id
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+
+
+def files_of(task):
+    """Names of images and label by case."""
+    return {case.case_id: [*(image.name for image in case.images), case.label.name] for case in task.cases}
+
+
+def test_a_file_for_each_channel_can_be_listed(tmp_path):
+    entry = {"image": ["imagesTr/a_t1.nii.gz", "imagesTr/a_t2.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    task = read_task(write(tmp_path, training=[entry]))
+    assert files_of(task) == {"a_t1": ["a_t1.nii.gz", "a_t2.nii.gz", "a.nii.gz"]}
+
+
+def test_names_of_the_first_nnunet_stand_for_their_channels(tmp_path):
+    touch(tmp_path, "imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz", "imagesTr/a.nii", "imagesTr/a_0000.nii")
+    task = read_task(write(tmp_path))
+    assert files_of(task) == {"a": ["a.nii", "a.nii"], "b": ["b_0000.nii.gz", "b_0001.nii.gz", "b.nii.gz"]}
+
+
+def test_where_nothing_is_listed_all_that_lies_there_is_a_case(tmp_path):
+    """Also what lacks a label, an image or a channel, or has one too many: the check is to say so."""
+    touch(
+        tmp_path,
+        *("imagesTr/a_0000.mha", "imagesTr/a_0001.mha", "labelsTr/a.mha"),
+        *("imagesTr/b_0000.mha", "labelsTr/b.mha"),
+        *("imagesTr/c_0000.mha", "imagesTr/c_0001.mha", "imagesTr/c_0002.mha", "labelsTr/c.mha"),
+        *("labelsTr/d.mha", "imagesTr/e_0001.mha", "imagesTr/._a_0000.mha", "imagesTr/note.txt"),
+    )
+    task = read_task(write(tmp_path, training=None, file_ending=".mha"))
+    two = {case: [f"{case}_0000.mha", f"{case}_0001.mha", f"{case}.mha"] for case in "abde"}
+    assert files_of(task) == {**two, "c": ["c_0000.mha", "c_0001.mha", "c_0002.mha", "c.mha"]}
 
 
 @pytest.mark.parametrize(
@@ -66,11 +107,14 @@ def test_case_id_is_the_name_without_suffix(tmp_path, name, case_id):
         ({"labels": ["background", "x"]}, "not a Decathlon dataset.json"),
         ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
         ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "'labels' holds regions of several values"),
-        ({"training": None}, "KeyError: 'training'.*one file each: several channels are a fourth dimension"),
-        ({"training": [{"image": ["a_0000.nii", "a_0001.nii"], "label": "a.nii"}]}, "an image of 2 files"),
+        ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "'labels' holds 'ignore'"),
+        ({"training": None}, "KeyError: 'training'.*a file of all channels or a list of one file each"),
+        ({"training": [{"image": [], "label": "a.nii"}]}, "no image for a.nii"),
+        ({"training": None, "file_ending": ".png"}, "'file_ending' is .png, where .nii.gz, "),
+        ({"training": None, "file_ending": ".nii.gz"}, "no cases under 'training', or in imagesTr and labelsTr"),
         ({"modality": None}, "not a Decathlon dataset.json .*channel_names"),
         ({"training": [{"image": "a.nii"}]}, "not a Decathlon dataset.json .*label"),
-        ({"training": []}, "lists no cases"),
+        ({"training": []}, "no cases under 'training'"),
         ({"labels": {"0": "background", "1": "x", "2": "x"}}, "two classes are called x"),
         ({"labels": {str(value): str(value) for value in range(256)}}, "256 classes are more than the 255"),
     ],

@@ -163,7 +163,7 @@ def test_a_scan_of_another_spacing_is_prepared_as_it_was_trained(segmenter, scan
     sitk.WriteImage(skull_stripped, paths[0])
     sitk.WriteImage(sitk.Cast(skull_stripped > 2, sitk.sitkUInt8), paths[1])
     settings, strides = segmenter.preprocessing, [segmenter.level_strides[level] for level in range(3)]
-    cases = NormalizedCases([write_cached(Case("scan", *paths), settings, strides, tmp_path)], settings)
+    cases = NormalizedCases([write_cached(Case("scan", paths[:1], paths[1]), settings, strides, tmp_path)], settings)
     batch = PyramidCollate(strides, preprocessing=settings)([WholeVolumes(cases)[0]])
     prepared = segmenter.prepare(read_scan(ScanFiles("scan", paths[:1])), "scan", level=level)
     d, h, w = prepared.size

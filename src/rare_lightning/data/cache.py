@@ -106,9 +106,9 @@ class CachedCase:
 
 
 def cache_key(case: Case, preprocessing: Preprocessing) -> str:
-    """Digest of the two files' bytes, the base spacing and the format of an entry."""
+    """Digest of the files' bytes, the base spacing and the format of an entry."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, list(preprocessing.spacing)]).encode())
-    for path in (case.image, case.label):
+    for path in (*case.images, case.label):
         status = path.stat()
         digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:32]
@@ -180,7 +180,11 @@ def _save(subject: tio.Subject, case: Case, folder: Path) -> None:
     np.save(folder / "image.npy", np.ascontiguousarray(subject.image.numpy()))
     np.save(folder / "label.npy", np.ascontiguousarray(label))
     np.save(folder / "foreground.npy", _sample_foreground(label[0]))
-    record = {"case": case.case_id, "image": str(case.image), "affine": subject.image.affine.tolist()}
+    record = {
+        "case": case.case_id,
+        "images": [str(path) for path in case.images],
+        "affine": subject.image.affine.tolist(),
+    }
     (folder / "case.json").write_text(json.dumps(record), encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ def find_problems(case: Case, task: Task) -> list[str]:
     """
     problems = []
     loaded = []
-    for path, kind in ((case.image, tio.ScalarImage), (case.label, tio.LabelMap)):
+    for path, kind in (*((path, tio.ScalarImage) for path in case.images), (case.label, tio.LabelMap)):
         try:
             # Before ITK, which would make room for as many voxels as a broken header claims.
             voxels = read_nifti(path) if is_nifti(path) else None
@@ -33,48 +33,45 @@ def find_problems(case: Case, task: Task) -> list[str]:
                 sitk.ReadImage(path)
             image = kind(path)
             image.load()
-            loaded.append((image, image.numpy() if voxels is None else _channels_first(voxels)))
+            loaded.append((path, image, image.numpy() if voxels is None else _channels_first(voxels)))
         # Readers raise whatever they like on broken bytes; each becomes a line of the report.
         except Exception as error:
             what = "file not found" if not Path(path).is_file() else f"cannot be read ({reason(error)})"
             problems.append(f"{case.case_id}: {path}: {what}")
     if problems:
         return problems
-    (image, data), (label, label_data) = loaded
+    *images, (_, label, label_data) = loaded
 
-    if image.spatial_shape != label.spatial_shape:
-        problems.append(
-            f"{case.image}: image shape {image.spatial_shape} differs from label shape {label.spatial_shape}"
-        )
-    elif not np.allclose(image.spacing, label.spacing, atol=GEOMETRY_TOLERANCE):
-        problems.append(f"{case.image}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
-    elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
-        problems.append(f"{case.image}: image and label lie at different places (their affines differ)")
-    for path in (case.image, case.label):
+    for path, image, data in images:
+        if image.spatial_shape != label.spatial_shape:
+            problems.append(f"{path}: image shape {image.spatial_shape} differs from label shape {label.spatial_shape}")
+        elif not np.allclose(image.spacing, label.spacing, atol=GEOMETRY_TOLERANCE):
+            problems.append(f"{path}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
+        elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
+            problems.append(f"{path}: image and label lie at different places (their affines differ)")
+        if min(image.spatial_shape) < 2:
+            problems.append(f"{path}: shape {image.spatial_shape} is not a 3D volume")
+        if abs(np.linalg.det(image.affine)) < 1e-9 or not np.isfinite(image.affine).all():
+            problems.append(f"{path}: affine is singular or not finite")
+        if np.array_equal(data, label_data):
+            problems.append(f"{path}: holds the voxels of its label")
+        constant = [i for i, channel in enumerate(data) if np.isfinite(channel).all() and np.ptp(channel) == 0]
+        if constant:
+            problems.append(f"{path}: channel {', '.join(map(str, constant))} is constant")
+    for path, seen, voxels in loaded:
         if is_nifti(path) and (problem := header_problem(path)):
             problems.append(f"{path}: {problem}")
-    if min(image.spatial_shape) < 2:
-        problems.append(f"{case.image}: shape {image.spatial_shape} is not a 3D volume")
-    if abs(np.linalg.det(image.affine)) < 1e-9 or not np.isfinite(image.affine).all():
-        problems.append(f"{case.image}: affine is singular or not finite")
-
-    if image.num_channels != len(task.channels):
-        problems.append(
-            f"{case.image}: {image.num_channels} channels, dataset.json lists {len(task.channels)} "
-            f"({', '.join(task.channels)})"
-        )
-    for path, seen, voxels in ((case.image, image, data), (case.label, label, label_data)):
         if count := int((~np.isfinite(voxels)).sum()):
             problems.append(f"{path}: {count} voxels are NaN or infinite")
         elif not _alike(seen.data.float().numpy(), voxels):
             problems.append(f"{path}: ITK reads other voxels than nibabel; save it again, as a real 3D or 4D image")
-    if np.array_equal(data, label_data):
-        problems.append(f"{case.image}: holds the voxels of its label")
-    if np.isfinite(data).all():
-        constant = [index for index, channel in enumerate(data) if channel.min() == channel.max()]
-        if constant:
-            problems.append(f"{case.image}: channel {', '.join(map(str, constant))} is constant")
 
+    channels = sum(image.num_channels for _, image, _ in images)
+    if channels != len(task.channels):
+        problems.append(
+            f"{', '.join(map(str, case.images))}: {channels} channels, dataset.json lists {len(task.channels)} "
+            f"({', '.join(task.channels)})"
+        )
     values = set(np.unique(label.numpy()).tolist())
     unknown = sorted(values - set(range(len(task.classes))))
     if label.num_channels != 1:
@@ -111,5 +108,5 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(
-            f"{task.root}: {len(problems)} problem(s). Mend these cases or remove them from dataset.json:\n  {listing}"
+            f"{task.root}: {len(problems)} problem(s). Mend these cases or take them out of the task:\n  {listing}"
         )

@@ -161,14 +161,12 @@ def read_case(case: Case) -> tio.Subject:
 
     Without the empty space around it, but with every label, should one lie there.
     """
-    subject = tio.Subject(image=tio.ScalarImage(case.image), label=tio.LabelMap(case.label))
+    images = [tio.ScalarImage(path) for path in case.images]
     # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
-    subject.label.affine = subject.image.affine
-    subject.label.set_data(subject.label.data.to(torch.uint8))
-    if subject.image.data.dtype in (torch.int64, torch.uint64):  # which TorchIO reads but cannot turn
-        subject.image.set_data(subject.image.data.float())
-    subject = tio.ToCanonical()(subject)
-    subject.image.set_data(subject.image.data.float())
+    affine = images[0].affine
+    image = tio.ScalarImage(tensor=torch.cat([image.data.float() for image in images]), affine=affine)
+    label = tio.LabelMap(tensor=tio.LabelMap(case.label).data.to(torch.uint8), affine=affine)
+    subject = tio.ToCanonical()(tio.Subject(image=image, label=label))
     box = content_box(torch.cat([subject.image.data, subject.label.data.float()]))
     margins = [(side.start, n - side.stop) for side, n in zip(box, subject.spatial_shape, strict=True)]
     return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
@@ -181,7 +179,7 @@ def median_spacing(cases: Sequence[Case]) -> Spacing:
         UserError: If a header cannot be read.
     """
     # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
-    spacings = [np.round(read_geometry(str(case.image)).canonical_spacing, 4) for case in cases]
+    spacings = [np.round(read_geometry(str(case.images[0])).canonical_spacing, 4) for case in cases]
     x, y, z = np.median(spacings, axis=0).tolist()
     return x, y, z
 
@@ -192,7 +190,7 @@ def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
     Raises:
         UserError: If a header cannot be read.
     """
-    geometries = [read_geometry(str(case.image)) for case in cases]
+    geometries = [read_geometry(str(case.images[0])) for case in cases]
     extents = [np.multiply(geometry.canonical_size, geometry.canonical_spacing) for geometry in geometries]
     x, y, z = np.round(np.median(extents, axis=0) / spacing).astype(int).tolist()
     return x, y, z

@@ -3,6 +3,7 @@
 import gzip
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,28 @@ SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
 def suffix_of(path: Path) -> str | None:
     """The image suffix of a file name; None if it has none that is known."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def image_name(path: Path) -> str:
+    """File name without the suffix of an image."""
+    return path.name[: len(path.name) - len(suffix_of(path) or "")]
+
+
+def channel_stem(path: Path) -> str:
+    """NAME of a file ``NAME_0003.nii.gz``; of any other, its :func:`image_name`."""
+    name = image_name(path)
+    stem, _, number = name.rpartition("_")
+    return stem if stem and len(number) == 4 and number.isdigit() else name
+
+
+def are_channels(paths: Sequence[Path]) -> bool:
+    """Whether files are ``NAME_0000``, ``NAME_0001``, ...: a lone ``NAME_0003`` is a case with that name."""
+    return all(image_name(path) == f"{channel_stem(paths[0])}_{i:04d}" for i, path in enumerate(paths))
+
+
+def case_id_of(paths: Sequence[Path]) -> str:
+    """What a scan of these files is called everywhere: by the first, less its suffix and, of channels, its number."""
+    return channel_stem(paths[0]) if are_channels(paths) else image_name(paths[0])
 
 
 def is_nifti(path: Path) -> bool:

@@ -13,7 +13,18 @@ import numpy as np
 import SimpleITK as sitk
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.voxels import SUFFIXES, header_problem, is_nifti, read_nifti, reason, suffix_of
+from rare_lightning.data.voxels import (
+    SUFFIXES,
+    are_channels,
+    case_id_of,
+    channel_stem,
+    header_problem,
+    image_name,
+    is_nifti,
+    read_nifti,
+    reason,
+    suffix_of,
+)
 from rare_lightning.errors import UserError
 
 IMAGE_POSITION = "0020|0032"  # DICOM tag
@@ -89,7 +100,8 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[Sc
             else:
                 files.append(place)
     files = list(dict.fromkeys(files))
-    scans += _grouped(files) if numbered_channels else [ScanFiles(_name_of(path), (path,)) for path in files]
+    _refuse_unknown(files)
+    scans += _grouped(files) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
     by_name: dict[str, ScanFiles] = {}
     for scan in scans:
         other = by_name.setdefault(scan.name, scan)
@@ -172,35 +184,24 @@ def write_array(array: np.ndarray, scan: Scan, path: Path) -> None:
             os.replace(written, path.parent / written.name)
 
 
-def _name_of(path: Path) -> str:
-    suffix = suffix_of(path)
-    if suffix is None:
-        raise UserError(f"{path}: not an image of a known format ({', '.join(SUFFIXES)}, or a folder of DICOM files)")
-    return path.name[: -len(suffix)]
-
-
-def _stem_of(path: Path) -> str:
-    """Name without the number of a channel."""
-    name = _name_of(path)
-    stem, _, number = name.rpartition("_")
-    return stem if stem and len(number) == 4 and number.isdigit() else name
-
-
-def _are_numbered(paths: Sequence[Path]) -> bool:
-    """Whether they are the channels of one scan: a lone NAME_0003 is a case with that name, not a fourth channel."""
-    return all(_name_of(path) == f"{_stem_of(paths[0])}_{i:04d}" for i, path in enumerate(paths))
+def _refuse_unknown(files: Sequence[Path]) -> None:
+    for path in files:
+        if not suffix_of(path):
+            raise UserError(
+                f"{path}: not an image of a known format ({', '.join(SUFFIXES)}, or a folder of DICOM files)"
+            )
 
 
 def _grouped(files: Sequence[Path]) -> list[ScanFiles]:
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in sorted(files):
-        groups.setdefault((path.parent, _stem_of(path)), []).append(path)
+        groups.setdefault((path.parent, channel_stem(path)), []).append(path)
     scans = []
-    for (_, stem), paths in groups.items():
-        if _are_numbered(paths):
-            scans.append(ScanFiles(stem, tuple(paths)))
+    for group in groups.values():
+        if are_channels(group):
+            scans.append(ScanFiles(case_id_of(group), tuple(group)))
         else:
-            scans += [ScanFiles(_name_of(path), (path,)) for path in paths]
+            scans += [ScanFiles(image_name(path), (path,)) for path in group]
     return scans
 
 
@@ -239,10 +240,8 @@ def _in_list(path: Path) -> list[ScanFiles]:
         if not all(cells):
             raise UserError(f"{path}: {','.join(line)} has a blank between its channels; name a file in every column")
         paths = tuple(path.parent / Path(cell).expanduser() for cell in cells)
-        first = paths[0]
-        numbered = not any(path.is_dir() for path in paths) and _are_numbered(paths)
-        name = first.name if first.is_dir() else _stem_of(first) if numbered else _name_of(first)
-        scans.append(ScanFiles(name, paths))
+        _refuse_unknown([path for path in paths if not path.is_dir()])
+        scans.append(ScanFiles(paths[0].name if paths[0].is_dir() else case_id_of(paths), paths))
     return scans
 
 

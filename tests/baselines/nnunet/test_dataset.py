@@ -3,12 +3,15 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from rare_lightning.baselines.nnunet.dataset import dataset_name, level_scans, write_dataset, write_scans, write_splits
 from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.splits import read_split
 from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
 
 SPLIT = {"folds": 2, "test_fraction": 0.34}
 
@@ -57,6 +60,43 @@ def test_the_description_is_of_nnunets_second_version(oblique, tmp_path):
     }
 
 
+def test_what_was_written_is_read_back_as_the_same_cases(oblique, tmp_path):
+    data = data_module(oblique)
+    write_dataset(data.task, data.split, tmp_path / "raw")
+    read = read_task(tmp_path / "raw")
+    assert (read.channels, read.classes[1:]) == (data.task.channels, data.task.classes[1:])
+    assert [case.case_id for case in read.cases] == sorted([*data.split.train, *data.split.val])
+    check_cases(read, read.cases)
+    for case in read.cases:
+        assert len(case.images) == 2
+        source = next(source for source in data.task.cases if source.case_id == case.case_id)
+        one, other = (data.preprocessing.on_base_grid(each) for each in (case, source))
+        for name in ("image", "label"):
+            assert torch.equal(one[name].data, other[name].data)
+            assert np.array_equal(one[name].affine, other[name].affine)
+    again = data_module(tmp_path / "raw")
+    write_dataset(again.task, again.split, tmp_path / "again")
+    for path in (tmp_path / "again" / "imagesTr").iterdir():
+        assert path.read_bytes() == (tmp_path / "raw" / "imagesTr" / path.name).read_bytes()
+
+
+def test_a_channel_that_lies_elsewhere_is_found(oblique, tmp_path):
+    data = data_module(oblique)
+    write_dataset(data.task, data.split, tmp_path / "raw")
+    first, second, third, _ = cases = read_task(tmp_path / "raw").cases
+    moved = nib.load(first.images[1])
+    nib.Nifti1Image(moved.get_fdata(), moved.affine @ np.diag([1, 1, 2, 1])).to_filename(first.images[1])
+    second.images[1].unlink()
+    third.images[1].rename(tmp_path / "raw" / "imagesTr" / f"{third.case_id}_0002.nii.gz")
+    with pytest.raises(UserError) as refused:
+        check_cases(read_task(tmp_path / "raw"), cases)
+    lines = str(refused.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == [case.case_id for case in (first, second, third)]
+    assert f"{first.images[1]}: image spacing" in lines[0]
+    assert f"{second.images[1]}: file not found" in lines[1]
+    assert f"{third.images[1]}: file not found" in lines[2]
+
+
 def test_the_split_file_is_read_back_as_the_same_split(phantom, tmp_path):
     data = data_module(phantom)
     write_splits(data.split, tmp_path / "new" / "splits_final.json")
@@ -82,6 +122,31 @@ def test_uncompressed_files_are_compressed_as_they_are(phantom, tmp_path):
     assert written.header == source.header
 
 
+def test_files_of_other_formats_are_written_with_the_same_voxels_and_grids(oblique, tmp_path):
+    """Channels as components of a voxel, as MHA has them."""
+    root = tmp_path / "task"
+    description = json.loads((oblique / "dataset.json").read_text())
+    for entry in description["training"]:
+        for part in ("image", "label"):
+            image = sitk.ReadImage(oblique / entry[part])
+            if image.GetDimension() == 4:
+                image = sitk.Compose([image[..., channel] for channel in range(2)])
+            entry[part] = entry[part].replace(".nii.gz", ".mha")
+            (root / entry[part]).parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, root / entry[part])
+    (root / "dataset.json").write_text(json.dumps(description))
+    data, original = data_module(root), data_module(oblique)
+    check_cases(data.task, data.task.cases)
+    write_dataset(data.task, data.split, tmp_path / "raw")
+    write_dataset(original.task, original.split, tmp_path / "expected")
+    for expected in (tmp_path / "expected").glob("*/*.nii.gz"):
+        one, other = (
+            nib.load(path) for path in (expected, tmp_path / "raw" / expected.relative_to(expected.parents[1]))
+        )
+        assert np.array_equal(one.get_fdata(), other.get_fdata())
+        assert np.allclose(one.affine, other.affine, atol=1e-4)
+
+
 def test_a_dataset_that_cannot_be_written_leaves_nothing(phantom, tmp_path):
     data = data_module(phantom)
     (tmp_path / "labels").mkdir()
@@ -101,7 +166,7 @@ def test_scans_have_the_voxels_of_rare_test_and_true_headers(oblique, tmp_path, 
     cases = [case for case in data.task.cases if case.case_id in data.split.test]
     write_scans(((case.case_id, scans_of(data, case)) for case in cases), tmp_path / "scans")
     for case, batch in zip(cases, data.test_dataloader(), strict=True):
-        corner = nib.as_closest_canonical(nib.load(case.image)).affine @ [-0.5, -0.5, -0.5, 1]
+        corner = nib.as_closest_canonical(nib.load(case.images[0])).affine @ [-0.5, -0.5, -0.5, 1]
         shape = batch["shape"][0].tolist()
         for scan in scans_of(data, case):
             assert scan.image.shape[1:] == scan.label.shape

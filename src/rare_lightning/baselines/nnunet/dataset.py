@@ -11,15 +11,18 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 import torchio as tio
 from torch import Tensor
 
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Task
-from rare_lightning.data.voxels import read_nifti
+from rare_lightning.data.voxels import is_nifti, read_nifti
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.files import appearing
+from rare_lightning.inference.scans import channels_of
 from rare_lightning.networks.grids import Size3, interpolate, round_up
 
 Route = Literal["native", "upsampled"]
@@ -80,8 +83,8 @@ def write_dataset(task: Task, split: Split, folder: Path) -> None:
             (scratch / name).mkdir()
         for case in cases:
             channels = [f"{case.case_id}_{channel:04d}.nii.gz" for channel in range(len(task.channels))]
-            _write_volumes(case.image, [scratch / "imagesTr" / name for name in channels])
-            _write_volumes(case.label, [scratch / "labelsTr" / f"{case.case_id}.nii.gz"])
+            _write_volumes(case.images, [scratch / "imagesTr" / name for name in channels])
+            _write_volumes([case.label], [scratch / "labelsTr" / f"{case.case_id}.nii.gz"])
         description = {
             "name": task.name,
             "channel_names": {str(i): name for i, name in enumerate(task.channels)},
@@ -141,21 +144,33 @@ def level_scans(
     return scans
 
 
-def _write_volumes(path: Path, targets: Sequence[Path]) -> None:
-    """Write the volumes of a NIfTI file as one compressed file each; a 3D file is copied byte by byte."""
-    header = nib.load(path).header
-    if len(header.get_data_shape()) == 3:
-        if path.suffix == ".gz":
-            shutil.copyfile(path, targets[0])
-            return
-        with open(path, "rb") as plain, gzip.open(targets[0], "wb") as compressed:
-            shutil.copyfileobj(plain, compressed)
+def _write_volumes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Write the volumes of image files as one compressed NIfTI file each; those of 3D NIfTI are copied as they are."""
+    remaining = iter(targets)
+    for path in paths:
+        if not is_nifti(path):
+            image = sitk.ReadImage(path)
+            for channel in channels_of(image, str(path)):
+                sitk.WriteImage(Geometry.of(image).stamp(channel), next(remaining))
+            continue
+        header = nib.load(path).header
+        if len(header.get_data_shape()) == 3:
+            _copy_compressed(path, next(remaining))
+            continue
+        voxels = read_nifti(path)
+        header.set_data_dtype(np.float32)
+        header.set_slope_inter(1, 0)
+        for volume in np.moveaxis(voxels, 3, 0):
+            # With the affines and codes of its header.
+            nib.Nifti1Image(volume, None, header).to_filename(next(remaining))
+
+
+def _copy_compressed(path: Path, target: Path) -> None:
+    if path.suffix == ".gz":
+        shutil.copyfile(path, target)
         return
-    voxels = read_nifti(path)
-    header.set_data_dtype(np.float32)
-    header.set_slope_inter(1, 0)
-    for target, volume in zip(targets, np.moveaxis(voxels, 3, 0), strict=True):
-        nib.Nifti1Image(volume, None, header).to_filename(target)  # with the affines and codes of its header
+    with open(path, "rb") as plain, gzip.open(target, "wb") as compressed:
+        shutil.copyfileobj(plain, compressed)
 
 
 def _write_scan(image: Tensor, affine: np.ndarray, folder: Path, name: str) -> None:
