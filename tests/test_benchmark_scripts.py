@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rare_lightning.cli import main
 from rare_lightning.data import make_phantom
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -85,3 +86,18 @@ def test_fine_tuning_begins_from_cases_that_neither_it_nor_the_test_has(tmp_path
     assert coarse["test"] == fine["test"]
     assert "but for" in printed and "heads" in printed  # made anew: there are other classes
     assert [row["training"] for row in json.loads(output.read_text())["rows"]] == ["from scratch", "fine-tuned"]
+
+
+@pytest.mark.slow
+def test_a_model_twice_is_no_better_than_once_and_as_good_as_in_its_test(phantom, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "record.json"
+    assert main(["fit", "--config", str(CONFIG), "--data.root", str(phantom), "--run_dir", str(run)]) == 0
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert main(["test", "--ckpt_path", checkpoint]) == 0
+    run_script("ensemble.py", "--checkpoints", checkpoint, checkpoint, "--root", str(phantom), "--output", str(output))
+    first, second, both = (
+        [float(v) for k, v in row.items() if k != "model"] for row in json.loads(output.read_text())["rows"]
+    )
+    assert first == second == pytest.approx(both, abs=2e-4)
+    tested = json.loads((run / "test" / "summary.json").read_text())["fine"]
+    assert first[:-1] == pytest.approx([level["mean"]["dice"] for level in tested["levels"].values()], abs=2e-3)
