@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import interpolate  # nearest by default
 
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, NNUNet, RAREUNet, SegmentationModule, UNet
+from rare_lightning.data import pyramid
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.evaluation.tables import summarize
@@ -268,6 +269,17 @@ def test_a_schedule_needs_an_end(data, tmp_path):
         trainer(tmp_path, max_epochs=-1).fit(SegmentationModule(network(), NAMES, scheduler="cosine"), data)
 
 
+@pytest.mark.parametrize(("head", "levels"), [("sub_voxel", set()), ("plain", {1})])
+def test_labels_are_brought_to_the_grids_that_are_answered_on(head, levels, data, tmp_path, monkeypatch):
+    made = set()
+    bring = pyramid.downsample_label
+    monkeypatch.setattr(
+        pyramid, "downsample_label", lambda *args: made.add(data.strides.index(args[1])) or bring(*args)
+    )
+    trainer(tmp_path).fit(SegmentationModule(network(head=head), NAMES), data)
+    assert made == levels
+
+
 def test_the_loss_falls(phantom, tmp_path):
     data = DecathlonDataModule(str(phantom), levels=1, depth=2, folds=4, test_fraction=0.34, num_workers=0)
     optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
@@ -323,7 +335,7 @@ def test_padding_is_not_validated(head, data):
         shape = batch["shape"][0].tolist()
         cut = [n - 1 - n % 2 for n in shape]  # the scan ends within the coarsest voxels
         batch["shape"] = torch.tensor([cut])
-        for level, label in batch["label"].items():
+        for level, label in {level: batch["label"][level] for level in (0, 1)}.items():
             stride = (1, 1, 1) if level == 0 else coarsest
             kept = without_padding(label, cut, stride).clone()
             label.fill_(2)

@@ -1,11 +1,14 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 import torchio as tio
 
+from rare_lightning.data import pyramid
 from rare_lightning.data.cache import as_subject
 from rare_lightning.data.geometry import level_affine
-from rare_lightning.data.pyramid import ToLevelGrid, downsample_label, make_pyramid, pad_to_size
+from rare_lightning.data.pyramid import LabelPyramid, ToLevelGrid, downsample_label, make_pyramid, pad_to_size
 
 OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
 
@@ -92,15 +95,30 @@ def test_sizes_that_are_no_multiple_are_refused():
         ToLevelGrid((2, 2, 2))(subject)
 
 
-def test_pyramid_has_images_and_labels_of_every_level():
+def test_pyramid_has_images_of_every_level():
     subject = as_subject(np.random.rand(2, 16, 8, 8).astype("f4"), np.ones((1, 16, 8, 8), "u1"), np.eye(4))
-    images, labels = make_pyramid(subject, [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
+    images = make_pyramid(subject, [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
     assert [tuple(images[level].shape) for level in images] == [(2, 16, 8, 8), (2, 8, 4, 8), (2, 4, 2, 4)]
-    assert [tuple(labels[level].shape) for level in labels] == [(16, 8, 8), (8, 4, 8), (4, 2, 4)]
     assert images[0].dtype == torch.float32
-    assert labels[2].dtype == torch.uint8
     for level in images:
         torch.testing.assert_close(images[level].mean(), images[0].mean())
+
+
+@pytest.mark.parametrize("method", ["majority", "nearest", "corner"])
+def test_labels_of_a_batch_are_those_of_its_cases_made_when_asked_for(method, monkeypatch):
+    base = torch.randint(0, 4, (3, 16, 8, 8), dtype=torch.uint8)
+    base[1] = base[1].clamp_max(1)  # a case without some of the classes
+    strides = [(1, 1, 1), (2, 2, 1), (4, 4, 2)]
+    made = []
+    monkeypatch.setattr(pyramid, "downsample_label", lambda *args: made.append(args[1]) or downsample_label(*args))
+    labels = LabelPyramid(base, strides, method)
+    assert labels[0] is base and made == []
+    for batch in (labels, labels.to("cpu"), pickle.loads(pickle.dumps(labels))):
+        for level, stride in enumerate(strides):
+            expected = torch.cat([downsample_label(case[None], stride, method) for case in base])
+            assert torch.equal(batch[level], expected)
+            assert batch[level] is batch[level]
+            assert batch[level].dtype == torch.uint8
 
 
 def test_padding_repeats_the_edge_and_keeps_the_first_voxel_first():

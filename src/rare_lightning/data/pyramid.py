@@ -21,7 +21,7 @@ LabelDownsampling = Literal["majority", "nearest", "corner"]
 
 
 def downsample_label(label: Tensor, stride: Size3, method: LabelDownsampling = "majority") -> Tensor:
-    """Bring class indices ``(1, D, H, W)`` to a level grid.
+    """Bring class indices ``(B, D, H, W)`` to a level grid.
 
     ``majority`` takes the most frequent class of a block (the lowest of equals); ``nearest`` the voxel at the block's
     centre (for even strides the one just above it). ``corner``, the block's first voxel, shifts labels against the
@@ -71,30 +71,60 @@ class ToLevelGrid(SpatialTransform):  # type: ignore[misc]  # TorchIO is not ann
         return subject
 
 
+class LabelPyramid:
+    """Labels of a batch on the grids of the levels, uint8, each made where and when it is asked for.
+
+    All of them would take a fifth of the time of a loader of brain tumours, and heads that answer on the base grid are
+    trained without.
+
+    Args:
+        base: ``(B, D, H, W)``, sizes multiples of the strides.
+        strides: Cumulative stride of each level.
+        label_downsampling: See :func:`downsample_label`.
+    """
+
+    def __init__(self, base: Tensor, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority"):
+        self.strides = list(strides)
+        self.label_downsampling = label_downsampling
+        self._made = {0: base}
+
+    def __getitem__(self, level: int) -> Tensor:
+        """``(B, D_l, H_l, W_l)``, on the device of the batch."""
+        if level not in self._made:
+            self._made[level] = downsample_label(self._made[0], self.strides[level], self.label_downsampling)
+        return self._made[level]
+
+    def to(self, *args: Any, **kwargs: Any) -> "LabelPyramid":
+        """On another device, as Lightning asks of what a batch holds."""
+        return LabelPyramid(self._made[0].to(*args, **kwargs), self.strides, self.label_downsampling)
+
+    def pin_memory(self) -> "LabelPyramid":
+        """In page-locked memory, as loaders for GPUs ask of what a batch holds."""
+        return LabelPyramid(self._made[0].pin_memory(), self.strides, self.label_downsampling)
+
+
 def make_pyramid(
     subject: tio.Subject,
     strides: Sequence[Size3],
-    label_downsampling: LabelDownsampling = "majority",
     random_spacing: RandomSpacing = EXACT,
     preprocessing: Preprocessing | None = None,
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Images ``(C, D_l, H_l, W_l)`` and labels ``(D_l, H_l, W_l)`` by level, for the cumulative stride of each.
+) -> dict[int, Tensor]:
+    """Images ``(C, D_l, H_l, W_l)`` by level, for the cumulative stride of each.
 
     With ``preprocessing``, each level is normalised by the ``statistics`` of its scan that the subject holds: a scan of
     low resolution has no others at inference.
     """
-    images, labels = {}, {}
-    exact = random_spacing == EXACT
-    include = None if exact else ["label"]  # what brings images to another spacing begins from the scan
+    images = {}
     for level, stride in enumerate(strides):
-        down = subject if level == 0 else ToLevelGrid(stride, label_downsampling, include=include)(subject)
-        # Some transforms change the type of a label map, and only when they are drawn.
-        image = down.image.data.float()
-        images[level], octaves = (image, 0.0) if exact else random_spacing(image, stride)
+        if random_spacing == EXACT:
+            down = subject if level == 0 else ToLevelGrid(stride, include=["image"])(subject)
+            image, octaves = down.image.data.float(), 0.0
+        else:  # what brings images to another spacing begins from the scan
+            image, octaves = random_spacing(subject.image.data.float(), stride)
         if preprocessing is not None:
-            images[level] = preprocessing.of_level(images[level], level + octaves, subject["statistics"])
-        labels[level] = down.label.data[0].to(torch.uint8)
-    return images, labels
+            image = preprocessing.of_level(image, level + octaves, subject["statistics"])
+        images[level] = image
+    return images
 
 
 def pad_to_size(array: np.ndarray | Tensor, size: Sequence[int]) -> Tensor:
@@ -133,7 +163,7 @@ class PyramidCollate:
         self.preprocessing = preprocessing
 
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
-        """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label`` (B, D_l, H_l, W_l) uint8, and what was noted.
+        """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label``, a :class:`LabelPyramid`, and what was noted.
 
         Noted are ``case``, its id, for the way back ``shape``, voxels before padding, and ``spacing``, mm; and whether
         it is there ``again``, only so that processes keep step.
@@ -146,18 +176,18 @@ class PyramidCollate:
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
-                images, labels = make_pyramid(
-                    subject, self.strides, self.label_downsampling, self.random_spacing, self.preprocessing
-                )
+                images = make_pyramid(subject, self.strides, self.random_spacing, self.preprocessing)
             items.append(
                 {
                     "image": images,
-                    "label": labels,
+                    # Some transforms change the type of a label map, and only when they are drawn.
+                    "label": subject.label.data[0].to(torch.uint8),
                     "case": subject["case"],
                     "shape": torch.tensor(shape),
                     "again": subject.get("again", False),
                 }
             )
         batch: dict[str, Any] = default_collate(items)
+        batch["label"] = LabelPyramid(batch["label"], self.strides, self.label_downsampling)
         batch["spacing"] = [subject.spacing for subject in subjects]  # no tensor: not every device has double precision
         return batch

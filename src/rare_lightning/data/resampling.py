@@ -81,11 +81,11 @@ def resample_labels(
 
 
 def largest_share(labels: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
-    """Bring classes ``(1, D, H, W)`` to another grid by their shares of its voxels; of equals, the lowest.
+    """Bring classes ``(B, D, H, W)`` to another grid by their shares of its voxels; of equals, the lowest.
 
     Args:
         labels: Class indices.
-        bring: A class's mask ``(1, D, H, W)``, as float, to its share of each voxel of the other grid.
+        bring: A class's mask ``(B, D, H, W)``, as float, to its share of each voxel of the other grid.
     """
     largest = bring((labels == 0).float())
     winner = torch.zeros_like(largest, dtype=labels.dtype)
