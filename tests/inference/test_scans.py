@@ -193,11 +193,12 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_dicom_series_with_a_missing_slice_is_refused(image, tmp_path):
+def test_a_dicom_series_with_a_missing_slice_is_refused_in_one_line(image, tmp_path, capfd):
     folder = write_dicom(image, tmp_path / "series")
     (folder / "2.dcm").unlink()
     with pytest.raises(UserError, match="not equally spaced"):
         read_scan(find_scans([str(folder)])[0])
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -4,7 +4,8 @@ import csv
 import glob
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -276,14 +277,21 @@ def _nifti_channels(path: Path) -> list[np.ndarray]:
     return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
 
-def _series_in(folder: Path) -> tuple[str, ...]:
-    """Identifiers of the DICOM series in a folder, without ITK's warning where there is none."""
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Context: ITK does not warn; what is wrong with a folder is said in one line of our own."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+        yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _series_in(folder: Path) -> tuple[str, ...]:
+    """Identifiers of the DICOM series in a folder."""
+    with _without_warnings():
+        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
 def _read_series(folder: Path) -> sitk.Image:
@@ -296,7 +304,8 @@ def _read_series(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
+    with _without_warnings():
+        image = reader.Execute()
     # ITK lays the slices above one another at equal distances, and only warns where one is missing.
     normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
     positions = np.array([reader.GetMetaData(i, IMAGE_POSITION).split("\\") for i in range(len(files))], dtype=float)
