@@ -20,7 +20,7 @@ def main() -> None:
     args = arguments(__doc__, checkpoints=[""], root="")
     splits = [read_checkpoint(checkpoint)["DecathlonDataModule"]["split"] for checkpoint in args.checkpoints]
     if any(split["test"] != splits[0]["test"] for split in splits):
-        raise SystemExit("the checkpoints have other test cases")
+        raise SystemExit("the checkpoints were trained with several splits, whose test cases differ")
     pairs = tested_scans(args.checkpoints[0], args.root)
     alone = [[checkpoint] for checkpoint in args.checkpoints]
     rows = []

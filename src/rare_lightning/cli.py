@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "Score label maps of any tool: rare evaluate --predictions FOLDER --labels FOLDER --output FOLDER",
     "compare": "Lay tests beside each other, with intervals and paired tests: rare compare RUN... --output FOLDER",
     "data download": "Download a Decathlon task: rare data download hippocampus --root FOLDER",
-    "data check": "List every problem of a Decathlon task: rare data check ROOT",
+    "data check": "List every problem of a task: rare data check ROOT",
     "phantom": "Write a synthetic Decathlon task: rare phantom ROOT",
     "nnunet": "Train nnU-Net on the same cases and score it alike: rare nnunet --root ROOT --output FOLDER",
     "dashboard": "Lay out runs on Weights & Biases: rare dashboard --entity ENTITY --project PROJECT",

@@ -128,3 +128,37 @@ def test_all_problems_of_all_cases_are_listed_at_once(task):
         "hippocampus_001",
         "hippocampus_004",
     ]
+
+
+def test_lists_of_channels_are_compared_with_each_other(task, tmp_path):
+    """By their names alone: files that are swapped, or given twice, are good images."""
+    cases = []
+    for case in task.cases:
+        images = tuple(tmp_path / f"{case.case_id}_{name}.nii.gz" for name in ("t1", "t2"))
+        for image in images:
+            shutil.copy(case.images[0], image)
+        cases.append(replace(case, images=images))
+    task = replace(task, channels=("T1", "T2"), cases=tuple(cases))
+    check_cases(task, task.cases)
+    (first, second), (third, _) = cases[1].images, cases[4].images
+    cases[1], cases[4] = replace(cases[1], images=(second, first)), replace(cases[4], images=(third, third))
+    with pytest.raises(UserError) as refused:
+        check_cases(replace(task, cases=tuple(cases)), cases)
+    lines = [line.strip() for line in str(refused.value).splitlines()[1:]]
+    assert lines == [
+        f"{cases[1].case_id}: its channels are listed as t2, t1, and those of most cases as t1, t2",
+        f"{cases[4].case_id}: {third}, {third}: the same file for two channels",
+    ]
+
+
+def test_two_cases_of_one_name_are_told_from_one_that_is_listed_twice(task):
+    renamed = replace(task.cases[1], case_id=task.cases[0].case_id)
+    with pytest.raises(
+        UserError, match=r"hippocampus_001: the name of 2 cases \(.*_001.nii.gz, .*_002.nii.gz\); rename"
+    ):
+        check_cases(replace(task, cases=(task.cases[0], renamed)), [])
+
+
+def test_a_folder_in_a_files_place_is_called_one(task, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder"):
+        check_cases(task, [replace(task.cases[0], images=(tmp_path,))])

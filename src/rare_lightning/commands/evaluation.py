@@ -35,8 +35,8 @@ def evaluate(
 
     Args:
         predictions: Folders of label maps, named as the labels are; one folder for each level of scans.
-        labels: Folder of full-resolution labels, named as the label maps; or a Decathlon task. There may be more than
-            were predicted.
+        labels: Folder of full-resolution labels, named as the label maps; or a task of the Decathlon or of
+            nnU-Net. There may be more than were predicted.
         output: Folder for cases.csv, summary.json and dice_by_resolution.png.
         levels: Level of the scans of each folder; 0, 1, ... by default.
         classes: Names of the values 1, 2, ..., as "[liver, tumour]"; those of the task's dataset.json by default.

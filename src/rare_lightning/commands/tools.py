@@ -16,7 +16,7 @@ from rare_lightning.data.task import read_task
 
 
 def check_data(root: str) -> None:
-    """Check every case of a Decathlon task and list all problems.
+    """Check every case of a task and list all problems.
 
     Args:
         root: Folder with dataset.json.

@@ -1,15 +1,14 @@
 """Checks of every case before training, so that all problems are seen at once and early."""
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import SimpleITK as sitk
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
-from rare_lightning.data.voxels import header_problem, is_nifti, read_nifti, reason
+from rare_lightning.data.voxels import channels_first, header_problem, image_name, is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
 
 GEOMETRY_TOLERANCE = 1e-3
@@ -26,6 +25,9 @@ def find_problems(case: Case, task: Task) -> list[str]:
     problems = []
     loaded = []
     for path, kind in (*((path, tio.ScalarImage) for path in case.images), (case.label, tio.LabelMap)):
+        if not path.is_file():
+            problems.append(f"{case.case_id}: {path}: {'is a folder' if path.is_dir() else 'file not found'}")
+            continue
         try:
             # Before ITK, which would make room for as many voxels as a broken header claims.
             voxels = read_nifti(path) if is_nifti(path) else None
@@ -33,11 +35,10 @@ def find_problems(case: Case, task: Task) -> list[str]:
                 sitk.ReadImage(path)
             image = kind(path)
             image.load()
-            loaded.append((path, image, image.numpy() if voxels is None else _channels_first(voxels)))
+            loaded.append((path, image, image.numpy() if voxels is None else channels_first(voxels)))
         # Readers raise whatever they like on broken bytes; each becomes a line of the report.
         except Exception as error:
-            what = "file not found" if not Path(path).is_file() else f"cannot be read ({reason(error)})"
-            problems.append(f"{case.case_id}: {path}: {what}")
+            problems.append(f"{case.case_id}: {path}: cannot be read ({reason(error)})")
     if problems:
         return problems
     *images, (_, label, label_data) = loaded
@@ -66,6 +67,8 @@ def find_problems(case: Case, task: Task) -> list[str]:
         elif not _alike(seen.data.float().numpy(), voxels):
             problems.append(f"{path}: ITK reads other voxels than nibabel; save it again, as a real 3D or 4D image")
 
+    if len(set(case.images)) < len(case.images):
+        problems.append(f"{', '.join(map(str, case.images))}: the same file for two channels")
     channels = sum(image.num_channels for _, image, _ in images)
     if channels != len(task.channels):
         problems.append(
@@ -88,11 +91,16 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and (np.array_equal(one, other) or np.allclose(one, other, rtol=1e-4))
 
 
-def _channels_first(voxels: np.ndarray) -> np.ndarray:
-    """Voxels ``(D, H, W[, 1][, C])`` as TorchIO has it, ``(C, D, H, W)``."""
-    if voxels.ndim < 3:
-        raise ValueError(f"its shape is {voxels.shape}, not that of a 3D or 4D image")
-    return np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), 3, 0)
+def _other_orders(cases: Sequence[Case]) -> list[str]:
+    """A line for each case that lists channels of the names of other cases in another order than most of them."""
+    orders = {case: tuple(image_name(path).removeprefix(case.case_id) for path in case.images) for case in cases}
+    problems = []
+    for case, order in orders.items():
+        alike = Counter(other for other in orders.values() if sorted(other) == sorted(order))
+        if order != (usual := alike.most_common(1)[0][0]):
+            own, most = (", ".join(name.strip("_.- ") for name in each) for each in (order, usual))
+            problems.append(f"{case.case_id}: its channels are listed as {own}, and those of most cases as {most}")
+    return problems
 
 
 def check_cases(task: Task, cases: Iterable[Case]) -> None:
@@ -102,7 +110,14 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
         UserError: If there are problems; it lists them all, a line each.
     """
     counts = Counter(case.case_id for case in task.cases)
-    problems = [f"{name}: listed {n} times in 'training'; list it once" for name, n in counts.items() if n > 1]
+    problems = []
+    for name in [name for name, n in counts.items() if n > 1]:
+        images = [str(case.images[0]) for case in task.cases if case.case_id == name]
+        if len(set(images)) == 1:
+            problems.append(f"{name}: listed {len(images)} times in 'training'; list it once")
+        else:
+            problems.append(f"{name}: the name of {len(images)} cases ({', '.join(images)}); rename their files")
+    problems += _other_orders(task.cases)
     for case in cases:
         problems += find_problems(case, task)
     if problems:

@@ -161,10 +161,10 @@ def read_case(case: Case) -> tio.Subject:
 
     Without the empty space around it, but with every label, should one lie there.
     """
-    images = [tio.ScalarImage(path) for path in case.images]
     # TorchIO compares affines to the last bit of a header's rounding; the integrity check has compared them in mm.
-    affine = images[0].affine
-    image = tio.ScalarImage(tensor=torch.cat([image.data.float() for image in images]), affine=affine)
+    affine = tio.ScalarImage(case.images[0]).affine
+    channels = [tio.ScalarImage(path).data.float() for path in case.images]
+    image = tio.ScalarImage(tensor=torch.cat(channels) if len(channels) > 1 else channels[0], affine=affine)
     label = tio.LabelMap(tensor=tio.LabelMap(case.label).data.to(torch.uint8), affine=affine)
     subject = tio.ToCanonical()(tio.Subject(image=image, label=label))
     box = content_box(torch.cat([subject.image.data, subject.label.data.float()]))

@@ -1,9 +1,8 @@
-"""A Medical Segmentation Decathlon task, as its ``dataset.json`` describes it (http://medicaldecathlon.com)."""
+"""A task of the Medical Segmentation Decathlon or of nnU-Net, as its ``dataset.json`` describes it."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +45,22 @@ class Task:
 
 
 def read_task(root: Path | str) -> Task:
-    """Read ``root/dataset.json``, Decathlon's or nnU-Net's.
+    """Read ``root/dataset.json``, the Decathlon's (http://medicaldecathlon.com) or nnU-Net's.
 
-    Cases are those listed under ``training``, or what lies in ``imagesTr`` and ``labelsTr`` where nothing is listed
+    Cases are those listed under ``training``, or nnU-Net's ``dataset``, or what lies in ``imagesTr`` and ``labelsTr``
     (https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md). No image is opened here, and some
     may be missing; see :func:`~.integrity.check_cases`.
 
     Raises:
         UserError: If there is no readable ``dataset.json`` with channels, labels and cases, or the label values are
-            not 0, 1, 2, ..., or two classes share a name.
+            not 0, 1, 2, ..., or two classes share a name, or files in ``imagesTr`` and ``labelsTr`` belong to no case.
     """
     root = Path(root).expanduser()
     path = root / "dataset.json"
     if not path.is_file():
         raise UserError(
-            f"{path}: not found. data.root must be the folder of one Decathlon task, such as Task04_Hippocampus. "
+            f"{path}: not found. data.root must be the folder of one task of the Decathlon or of nnU-Net, such as "
+            "Task04_Hippocampus. "
             "To try without data: rare phantom ROOT"
         )
     try:
@@ -75,16 +75,23 @@ def read_task(root: Path | str) -> Task:
             labels = [(value, name) for name, value in labels]
         classes = sorted((int(value), str(name)) for value, name in labels)
         channel_names = tuple(str(channels[key]) for key in sorted(channels, key=int))
-        if "training" in content or "file_ending" not in content:
-            cases = [_listed(root, entry, len(channel_names)) for entry in content["training"]]
+        if sorted(map(int, channels)) != list(range(len(channels))) or not channels:
+            raise ValueError(
+                f"channels are numbered {', '.join(channels) or 'not at all'}, and not from 0 without gaps"
+            )
+        if "dataset" in content:
+            entries = [{"image": entry["images"], "label": entry["label"]} for entry in content["dataset"].values()]
         else:
-            cases = _found(root, content["file_ending"], len(channel_names))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            entries = content.get("training") or ([] if "file_ending" in content else content["training"])
+        cases = [_listed(root, entry, len(channel_names)) for entry in entries]
+        if not entries and "file_ending" in content:
+            cases = _found(root, content["file_ending"], len(channel_names), content.get("numTraining"))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}). It needs 'modality' and 'labels' "
-            "that map numbers to names (or 'labels' names to numbers), and 'training', a list of {'image': ..., "
-            "'label': ...} with a file of all channels or a list of one file each; or nnU-Net's 'channel_names', "
-            "'labels' and 'file_ending'."
+            f"{path}: not a dataset.json of the Decathlon or of nnU-Net ({type(error).__name__}: {error}). It needs "
+            "'modality' and 'labels' that map numbers to names (or 'labels' names to numbers), and 'training', a list "
+            "of {'image': ..., 'label': ...} with a file of all channels or a list of one file each; or nnU-Net's "
+            "'channel_names', 'labels' and 'file_ending'."
         ) from error
     values, names = [value for value, _ in classes], [name for _, name in classes]
     if values != list(range(len(values))) or len(values) < 2:
@@ -120,34 +127,47 @@ def check_class_names(names: Sequence[str], source: Path | str) -> None:
         raise UserError(f"{source}: two classes are called {', '.join(twice)}; give each a name of its own")
 
 
-def _listed(root: Path, entry: dict[str, Any], channels: int) -> Case:
-    if isinstance(entry["image"], list):
-        images = tuple(root / image for image in entry["image"])
-        if not images:
-            raise ValueError(f"no image for {entry['label']}")
-    else:
-        images = (root / entry["image"],)
-        numbered = _channel_files(images[0], channels)
-        if numbered[0].is_file() and not images[0].is_file():  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
-            images = numbered
-    return Case(case_id_of(images), images, root / entry["label"])
+def _listed(root: Path, entry: Any, channels: int) -> Case:
+    image, label = entry["image"], entry["label"]
+    names = image if isinstance(image, list) else [image]
+    if not names or not all(isinstance(name, str) and name for name in [*names, label]):
+        raise ValueError(f"{json.dumps(entry)[:200]} does not name its files")
+    images = tuple(root / name for name in names)
+    if image is names:
+        return Case(case_id_of(images), images, root / label)
+    numbered = _channel_files(images[0], channels)
+    if not images[0].is_file() and any(file.is_file() for file in numbered):
+        images = numbered  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
+    return Case(case_id_of(images), images, root / label)
 
 
-def _found(root: Path, ending: str, channels: int) -> list[Case]:
-    """Cases with an image or a label: the check says which of them lack the other."""
-    if suffix_of(Path(f"a{ending}")) != ending.lower():
+def _found(root: Path, ending: str, channels: int, count: int | None) -> list[Case]:
+    """Cases with an image or a label: the check says which of them lack the other, or a channel."""
+    if ending.lower() not in SUFFIXES:
         raise ValueError(f"'file_ending' is {ending}, where {', '.join(SUFFIXES)} are read")
-    names = {image_name(path) for path in (root / "labelsTr").glob(f"[!.]*{ending}")}
-    names |= {channel_stem(path) for path in (root / "imagesTr").glob(f"[!.]*{ending}")}
-    cases = []
-    for name in names:
-        images = _channel_files(root / "imagesTr" / f"{name}{ending}", channels)
-        cases.append(Case(case_id_of(images), images, root / "labelsTr" / f"{name}{ending}"))
-    return cases
+    images, labels = (
+        sorted(path for path in folder.glob("[!.]*") if suffix_of(path))
+        for folder in (root / "imagesTr", root / "labelsTr")
+    )
+    by_name = {image_name(label): set(_channel_files(root / "imagesTr" / label.name, channels)) for label in labels}
+    strangers = [f"{path} does not end in {ending}" for path in (*images, *labels) if not path.name.endswith(ending)]
+    for image in images:
+        name = channel_stem(image)
+        if name == image_name(image) or image_name(image) in by_name:
+            strangers.append(f"{image} has no channel number: call it {image_name(image)}_0000{ending}")
+        by_name.setdefault(name, set(_channel_files(image.with_name(f"{name}{ending}"), channels))).add(image)
+    if strangers:
+        listing = "\n  ".join(strangers)
+        raise UserError(f"{root}: {len(strangers)} file(s) belong to no case. Rename or remove them:\n  {listing}")
+    if isinstance(count, int) and count != len(by_name):
+        raise UserError(
+            f"{root}: dataset.json says {count} cases ('numTraining'), imagesTr and labelsTr hold {len(by_name)}. "
+            "Bring back what is missing, or correct the number"
+        )
+    return [Case(name, tuple(sorted(files)), root / "labelsTr" / f"{name}{ending}") for name, files in by_name.items()]
 
 
 def _channel_files(path: Path, channels: int) -> tuple[Path, ...]:
-    """``NAME_0000``, ``NAME_0001``, ... of NAME: those that are to be there, and what else is."""
+    """``NAME_0000``, ``NAME_0001``, ... of NAME, one for each channel."""
     name = image_name(path)
-    numbered = ((i, path.with_name(f"{name}_{i:04d}{path.name[len(name) :]}")) for i in count())
-    return tuple(file for _, file in takewhile(lambda each: each[0] < channels or each[1].is_file(), numbered))
+    return tuple(path.with_name(f"{name}_{i:04d}{path.name[len(name) :]}") for i in range(channels))

@@ -4,11 +4,15 @@ import gzip
 import math
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
+
+from rare_lightning.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -37,8 +41,20 @@ def are_channels(paths: Sequence[Path]) -> bool:
 
 
 def case_id_of(paths: Sequence[Path]) -> str:
-    """What a scan of these files is called everywhere: by the first, less its suffix and, of channels, its number."""
-    return channel_stem(paths[0]) if are_channels(paths) else image_name(paths[0])
+    """What a scan of these files is called everywhere.
+
+    A single file by its name without suffix, and without nnU-Net's ``_0000``; several by what their names begin with in
+    common (``NAME_t1.nii.gz``, ``NAME_t2.nii.gz``), or by their folder where that is nothing (``NAME/t1.nii.gz``).
+    """
+    if are_channels(paths):
+        return channel_stem(paths[0])
+    names = [image_name(path) for path in paths]
+    if len(set(names)) == 1:
+        return names[0]
+    words = zip(*(re.findall(r"[^_. -]+[_. -]*", name) for name in names), strict=False)
+    common = "".join(first for first, *_ in takewhile(lambda each: len(set(each)) == 1, words)).rstrip("_. -")
+    folder = paths[0].parent.name if len({path.parent for path in paths}) == 1 else ""
+    return common or folder or names[0]
 
 
 def is_nifti(path: Path) -> bool:
@@ -96,3 +112,31 @@ def reason(error: Exception) -> str:
             lines[0] = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", lines[0].removeprefix(mark))
     # "Error reading NAME:" is followed by a reader's own account, the cause last.
     return (lines[-1] if lines[0].endswith(":") else lines[0])[:200]
+
+
+def channels_first(voxels: np.ndarray) -> np.ndarray:
+    """Voxels ``(D, H, W[, 1][, C])`` of a NIfTI file as TorchIO has them, ``(C, D, H, W)``.
+
+    Raises:
+        ValueError: If there are fewer dimensions.
+    """
+    if voxels.ndim < 3:
+        raise ValueError(f"its shape is {voxels.shape}, not that of a 3D or 4D image")
+    return np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), 3, 0)
+
+
+def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:
+    """Channels ``(D, H, W)`` along the file's axes of a 3D, vector-valued or 4D image.
+
+    Raises:
+        UserError: If it has fewer or more dimensions.
+    """
+    array = sitk.GetArrayFromImage(image)  # the file's axes in reverse, components last
+    components = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 3 and components > 1:
+        return [array[..., i].transpose(2, 1, 0) for i in range(components)]
+    if image.GetDimension() == 3:
+        return [array.transpose(2, 1, 0)]
+    if image.GetDimension() == 4 and components == 1:
+        return [volume.transpose(2, 1, 0) for volume in array]
+    raise UserError(f"{name}: has {image.GetDimension()} dimensions; a 3D scan, or 4D with channels, is needed")

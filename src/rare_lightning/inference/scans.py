@@ -19,6 +19,7 @@ from rare_lightning.data.voxels import (
     are_channels,
     case_id_of,
     channel_stem,
+    channels_of,
     header_problem,
     image_name,
     is_nifti,
@@ -142,23 +143,6 @@ def refuse_non_finite(volumes: Iterable[np.ndarray], name: str) -> None:
     """
     if any(not np.isfinite(volume).all() for volume in volumes):
         raise UserError(f"{name}: holds NaN or infinite voxels; set them to a finite value first")
-
-
-def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:
-    """Channels ``(D, H, W)`` along the file's axes of a 3D, vector-valued or 4D image.
-
-    Raises:
-        UserError: If it has fewer or more dimensions.
-    """
-    array = sitk.GetArrayFromImage(image)  # the file's axes in reverse, components last
-    components = image.GetNumberOfComponentsPerPixel()
-    if image.GetDimension() == 3 and components > 1:
-        return [array[..., i].transpose(2, 1, 0) for i in range(components)]
-    if image.GetDimension() == 3:
-        return [array.transpose(2, 1, 0)]
-    if image.GetDimension() == 4 and components == 1:
-        return [volume.transpose(2, 1, 0) for volume in array]
-    raise UserError(f"{name}: has {image.GetDimension()} dimensions; a 3D scan, or 4D with channels, is needed")
 
 
 def write_array(array: np.ndarray, scan: Scan, path: Path) -> None:

@@ -20,13 +20,13 @@ from rare_lightning.data.geometry import Geometry, canonical_geometry, level_aff
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
-from rare_lightning.data.voxels import reason
+from rare_lightning.data.voxels import channels_of, reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.mirroring import flipped_axes, mirror_images
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
-from rare_lightning.inference.scans import Scan, ScanFiles, channels_of, read_scan, refuse_non_finite
+from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, refuse_non_finite
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, round_up
@@ -202,7 +202,8 @@ class Segmenter:
         if len(scan.array) != len(self.channels):
             raise UserError(
                 f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
-                f"({', '.join(self.channels)})"
+                f"({', '.join(self.channels)}). Files of one channel each are called NAME_0000, NAME_0001, ..., or are "
+                "listed in a CSV file, image,image2,..."
             )
         if all(channel.min() == channel.max() for channel in scan.array):
             raise UserError(f"{name}: shows nothing, every voxel of a channel has the same value")

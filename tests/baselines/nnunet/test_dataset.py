@@ -147,6 +147,26 @@ def test_files_of_other_formats_are_written_with_the_same_voxels_and_grids(obliq
         assert np.allclose(one.affine, other.affine, atol=1e-4)
 
 
+def test_5d_files_and_capital_suffixes_are_written_alike(oblique, tmp_path):
+    data = data_module(oblique)
+    write_dataset(data.task, data.split, tmp_path / "expected")
+    for path in sorted(oblique.glob("*/*.nii.gz")):
+        image = nib.load(path)
+        voxels = image.get_fdata(dtype=np.float32)
+        if voxels.ndim == 4:
+            image.header.set_intent("vector")
+            nib.Nifti1Image(voxels[:, :, :, None], None, image.header).to_filename(path)
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    description = (oblique / "dataset.json").read_text()
+    (oblique / "dataset.json").write_text(description.replace(".nii.gz", ".NII.GZ"))
+    data = data_module(oblique)
+    check_cases(data.task, data.task.cases)
+    write_dataset(data.task, data.split, tmp_path / "raw")
+    for expected in (tmp_path / "expected").glob("*/*.nii.gz"):
+        written = nib.load(tmp_path / "raw" / expected.relative_to(expected.parents[1]))
+        assert np.array_equal(written.get_fdata(), nib.load(expected).get_fdata())
+
+
 def test_a_dataset_that_cannot_be_written_leaves_nothing(phantom, tmp_path):
     data = data_module(phantom)
     (tmp_path / "labels").mkdir()

@@ -19,10 +19,9 @@ from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Task
-from rare_lightning.data.voxels import is_nifti, read_nifti
+from rare_lightning.data.voxels import channels_first, channels_of, is_nifti, read_nifti
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.files import appearing
-from rare_lightning.inference.scans import channels_of
 from rare_lightning.networks.grids import Size3, interpolate, round_up
 
 Route = Literal["native", "upsampled"]
@@ -160,13 +159,13 @@ def _write_volumes(paths: Sequence[Path], targets: Sequence[Path]) -> None:
         voxels = read_nifti(path)
         header.set_data_dtype(np.float32)
         header.set_slope_inter(1, 0)
-        for volume in np.moveaxis(voxels, 3, 0):
+        for volume in channels_first(voxels):
             # With the affines and codes of its header.
             nib.Nifti1Image(volume, None, header).to_filename(next(remaining))
 
 
 def _copy_compressed(path: Path, target: Path) -> None:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         shutil.copyfile(path, target)
         return
     with open(path, "rb") as plain, gzip.open(target, "wb") as compressed:
