@@ -78,6 +78,14 @@ def files_of(task):
     return {case.case_id: [*(image.name for image in case.images), case.label.name] for case in task.cases}
 
 
+def test_cases_that_are_numbered_from_0_keep_their_numbers(tmp_path):
+    names = [f"case_{i:04d}.nii.gz" for i in range(3)]
+    entries = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
+    assert list(files_of(read_task(write(tmp_path, training=entries)))) == ["case_0000", "case_0001", "case_0002"]
+    of_channel = {"image": "imagesTr/case_0000.nii.gz", "label": "labelsTr/case.nii.gz"}
+    assert list(files_of(read_task(write(tmp_path, training=[of_channel])))) == ["case"]
+
+
 def test_a_file_for_each_channel_can_be_listed(tmp_path):
     entry = {"image": ["imagesTr/a_t1.nii.gz", "imagesTr/a_t2.nii.gz"], "label": "labelsTr/a.nii.gz"}
     task = read_task(write(tmp_path, training=[entry]))

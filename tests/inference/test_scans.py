@@ -215,3 +215,11 @@ def test_a_dicom_file_of_many_frames_is_a_scan(image, tmp_path):
     scan = read_scan(find_scans([str(tmp_path / "frames")])[0])
     assert np.array_equal(scan.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
     assert scan.geometry.spacing == image.GetSpacing()
+
+
+def test_numbered_scans_of_one_channel_are_scans(image, tmp_path):
+    for name in ("a_0000", "a_0001", "b_0000"):
+        sitk.WriteImage(image, tmp_path / f"{name}.nii.gz")
+    assert [scan.name for scan in find_scans([str(tmp_path)])] == ["a", "b"]
+    assert [scan.name for scan in find_scans([str(tmp_path)], channels=2)] == ["a", "b"]
+    assert [scan.name for scan in find_scans([str(tmp_path)], channels=1)] == ["a_0000", "a_0001", "b"]

@@ -65,7 +65,7 @@ def predict(
     segmenter = Segmenter(ckpt_path, routing, mirror, memory=memory, precision=precision)
     if level is not None and level not in segmenter.level_strides:
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
-    scans = find_scans(input)
+    scans = find_scans(input, channels=len(segmenter.channels))
     folder = Path(output).expanduser()
     models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
     settings = {
@@ -173,7 +173,7 @@ def benchmark(
         scan = noise_scan(size, segmenter.preprocessing.spacing, len(segmenter.channels))
         what = f"noise of {'x'.join(map(str, size))} voxels at level 0"
     else:
-        found = find_scans([input])
+        found = find_scans([input], channels=len(segmenter.channels))
         if len(found) > 1:
             raise UserError(f"--input {input}: holds {len(found)} scans; give one")
         scan, what = read_scan(found[0]), found[0].name

@@ -138,7 +138,9 @@ def _listed(root: Path, entry: Any, channels: int) -> Case:
     numbered = _channel_files(images[0], channels)
     if not images[0].is_file() and any(file.is_file() for file in numbered):
         images = numbered  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
-    return Case(case_id_of(images), images, root / label)
+    # With a label of the same name, NAME_0000 is the first of many cases, and no channel.
+    own_name = image_name(images[0]) == image_name(root / label)
+    return Case(image_name(images[0]) if own_name else case_id_of(images), images, root / label)
 
 
 def _found(root: Path, ending: str, channels: int, count: int | None) -> list[Case]:

@@ -70,7 +70,7 @@ class Scan:
         return np.stack([self.geometry.to_canonical(channel).astype(np.float32) for channel in self.array])
 
 
-def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[ScanFiles]:
+def find_scans(inputs: Sequence[str], numbered_channels: bool = True, channels: int | None = None) -> list[ScanFiles]:
     """Scans of files, folders of files, DICOM folders, globs and CSV lists, sorted by name.
 
     A CSV list has a header and one scan per line: ``image[,image2,...]``, one column per channel, and paths relative
@@ -80,6 +80,7 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[Sc
         inputs: Any of these.
         numbered_channels: Files beside each other that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ...
             (nnU-Net's way) are the channels of one scan; else a scan each.
+        channels: Of each scan, where that is known. Of one, files with such names are scans.
 
     Raises:
         UserError: If nothing is found, a list leaves a channel out, or two scans would get answers of the same name.
@@ -103,7 +104,9 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True) -> list[Sc
                 files.append(place)
     files = list(dict.fromkeys(files))
     _refuse_unknown(files)
-    scans += _grouped(files) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
+    scans += (
+        _grouped(files, channels) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
+    )
     by_name: dict[str, ScanFiles] = {}
     for scan in scans:
         other = by_name.setdefault(scan.name, scan)
@@ -177,13 +180,13 @@ def _refuse_unknown(files: Sequence[Path]) -> None:
             )
 
 
-def _grouped(files: Sequence[Path]) -> list[ScanFiles]:
+def _grouped(files: Sequence[Path], channels: int | None) -> list[ScanFiles]:
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in sorted(files):
         groups.setdefault((path.parent, channel_stem(path)), []).append(path)
     scans = []
     for group in groups.values():
-        if are_channels(group):
+        if are_channels(group) and (channels != 1 or len(group) == 1):
             scans.append(ScanFiles(case_id_of(group), tuple(group)))
         else:
             scans += [ScanFiles(image_name(path), (path,)) for path in group]
