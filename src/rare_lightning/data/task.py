@@ -60,8 +60,7 @@ def read_task(root: Path | str) -> Task:
     if not path.is_file():
         raise UserError(
             f"{path}: not found. data.root must be the folder of one task of the Decathlon or of nnU-Net, such as "
-            "Task04_Hippocampus. "
-            "To try without data: rare phantom ROOT"
+            "Task04_Hippocampus. To try without data: rare phantom ROOT"
         )
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +78,7 @@ def read_task(root: Path | str) -> Task:
             raise ValueError(
                 f"channels are numbered {', '.join(channels) or 'not at all'}, and not from 0 without gaps"
             )
-        if "dataset" in content:
+        if isinstance(content.get("dataset"), dict):
             entries = [{"image": entry["images"], "label": entry["label"]} for entry in content["dataset"].values()]
         else:
             entries = content.get("training") or ([] if "file_ending" in content else content["training"])
