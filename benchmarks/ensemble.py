@@ -22,9 +22,11 @@ def main() -> None:
     if any(split["test"] != splits[0]["test"] for split in splits):
         raise SystemExit("the checkpoints were trained with several splits, whose test cases differ")
     pairs = tested_scans(args.checkpoints[0], args.root)
-    alone = [[checkpoint] for checkpoint in args.checkpoints]
+    groups = [[checkpoint] for checkpoint in args.checkpoints]
+    if len(groups) > 1:
+        groups.append(args.checkpoints)
     rows = []
-    for members in [*alone, args.checkpoints]:
+    for members in groups:
         segmenter = rare_lightning.load(members)
         scores = {
             f"level {level}": mean_dice(

@@ -67,14 +67,13 @@ def find_problems(case: Case, task: Task) -> list[str]:
         elif not _alike(seen.data.float().numpy(), voxels):
             problems.append(f"{path}: ITK reads other voxels than nibabel; save it again, as a real 3D or 4D image")
 
+    files = ", ".join(map(str, case.images))
     if len(set(case.images)) < len(case.images):
-        problems.append(f"{', '.join(map(str, case.images))}: the same file for two channels")
+        problems.append(f"{files}: the same file for two channels")
     channels = sum(image.num_channels for _, image, _ in images)
     if channels != len(task.channels):
-        problems.append(
-            f"{', '.join(map(str, case.images))}: {channels} channels, dataset.json lists {len(task.channels)} "
-            f"({', '.join(task.channels)})"
-        )
+        listed = ", ".join(task.channels)
+        problems.append(f"{files}: {channels} channels, dataset.json lists {len(task.channels)} ({listed})")
     values = set(np.unique(label.numpy()).tolist())
     unknown = sorted(values - set(range(len(task.classes))))
     if label.num_channels != 1:
@@ -94,10 +93,12 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 def _other_orders(cases: Sequence[Case]) -> list[str]:
     """A line for each case that lists channels of the names of other cases in another order than most of them."""
     orders = {case: tuple(image_name(path).removeprefix(case.case_id) for path in case.images) for case in cases}
+    counts: dict[tuple[str, ...], Counter[tuple[str, ...]]] = {}
+    for order in orders.values():
+        counts.setdefault(tuple(sorted(order)), Counter())[order] += 1
     problems = []
     for case, order in orders.items():
-        alike = Counter(other for other in orders.values() if sorted(other) == sorted(order))
-        if order != (usual := alike.most_common(1)[0][0]):
+        if order != (usual := counts[tuple(sorted(order))].most_common(1)[0][0]):
             own, most = (", ".join(name.strip("_.- ") for name in each) for each in (order, usual))
             problems.append(f"{case.case_id}: its channels are listed as {own}, and those of most cases as {most}")
     return problems
@@ -109,14 +110,15 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
     Raises:
         UserError: If there are problems; it lists them all, a line each.
     """
-    counts = Counter(case.case_id for case in task.cases)
+    by_name: dict[str, list[str]] = {}
+    for case in task.cases:
+        by_name.setdefault(case.case_id, []).append(str(case.images[0]))
     problems = []
-    for name in [name for name, n in counts.items() if n > 1]:
-        images = [str(case.images[0]) for case in task.cases if case.case_id == name]
-        if len(set(images)) == 1:
-            problems.append(f"{name}: listed {len(images)} times in 'training'; list it once")
-        else:
+    for name, images in by_name.items():
+        if len(set(images)) > 1:
             problems.append(f"{name}: the name of {len(images)} cases ({', '.join(images)}); rename their files")
+        elif len(images) > 1:
+            problems.append(f"{name}: listed {len(images)} times in 'training'; list it once")
     problems += _other_orders(task.cases)
     for case in cases:
         problems += find_problems(case, task)
