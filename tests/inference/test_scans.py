@@ -223,3 +223,13 @@ def test_numbered_scans_of_one_channel_are_scans(image, tmp_path):
     assert [scan.name for scan in find_scans([str(tmp_path)])] == ["a", "b"]
     assert [scan.name for scan in find_scans([str(tmp_path)], channels=2)] == ["a", "b"]
     assert [scan.name for scan in find_scans([str(tmp_path)], channels=1)] == ["a_0000", "a_0001", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_numbered_scans_of_several_channels_are_scans(image, suffix, tmp_path):
+    join = sitk.Compose if suffix == ".nrrd" else sitk.JoinSeries
+    for i in range(2):
+        write(join([image, image + i]), tmp_path / f"case_{i:04d}{suffix}")
+    found = find_scans([str(tmp_path)], channels=2)
+    assert [scan.name for scan in found] == ["case_0000", "case_0001"]
+    assert [len(read_scan(scan).array) for scan in found] == [2, 2]

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,7 +80,7 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True, channels: 
     Args:
         inputs: Any of these.
         numbered_channels: Files beside each other that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ...
-            (nnU-Net's way) are the channels of one scan; else a scan each.
+            (nnU-Net's way) are the channels of one scan, if the first has one; else a scan each.
         channels: Of each scan, where that is known. Of one, files with such names are scans.
 
     Raises:
@@ -186,11 +187,23 @@ def _grouped(files: Sequence[Path], channels: int | None) -> list[ScanFiles]:
         groups.setdefault((path.parent, channel_stem(path)), []).append(path)
     scans = []
     for group in groups.values():
-        if are_channels(group) and (channels != 1 or len(group) == 1):
+        if are_channels(group) and (len(group) == 1 or (channels != 1 and not _holds_channels(group[0]))):
             scans.append(ScanFiles(case_id_of(group), tuple(group)))
         else:
             scans += [ScanFiles(image_name(path), (path,)) for path in group]
     return scans
+
+
+def _holds_channels(path: Path) -> bool:
+    """Whether a file has several of its own; one whose header cannot be read is refused where it is read whole."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:
+        return False
+    channels: int = header.GetNumberOfComponents() * math.prod(header.GetSize()[3:])
+    return channels > 1
 
 
 def _in_folder(folder: Path) -> tuple[list[ScanFiles], list[Path]]:
