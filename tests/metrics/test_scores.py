@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_dice import compute_surface_dice
 
 from rare_lightning.metrics import score_class
 
@@ -30,6 +32,15 @@ def test_a_shifted_box_by_hand(spacing):
     assert scores.volume_diff == 0
     assert score_class(shifted, CUBE, spacing, spacing[0]).nsd == 1
     assert scores.nsd < 1
+
+
+def test_distances_give_the_scores_that_monai_gives():
+    noise = torch.rand(2, 1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))
+    prediction, truth = noise > torch.tensor([0.9, 0.8]).view(2, 1, 1, 1, 1, 1)
+    scores = score_class(prediction[0, 0], truth[0, 0], (0.7, 1.0, 2.5), 1.5)
+    same = {"include_background": True, "spacing": (0.7, 1.0, 2.5)}
+    assert scores.hd95_mm == pytest.approx(float(compute_hausdorff_distance(prediction, truth, percentile=95, **same)))
+    assert scores.nsd == pytest.approx(float(compute_surface_dice(prediction, truth, class_thresholds=[1.5], **same)))
 
 
 def test_a_header_that_rounds_its_spacing_changes_no_score():
