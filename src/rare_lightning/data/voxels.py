@@ -115,13 +115,13 @@ def reason(error: Exception) -> str:
 
 
 def channels_first(voxels: np.ndarray) -> np.ndarray:
-    """Voxels ``(D, H, W[, 1][, C])`` of a NIfTI file as TorchIO has them, ``(C, D, H, W)``.
+    """Voxels ``(D, H, W[, 1][, C])`` of a NIfTI file, 5D ones with an empty time axis, as ``(C, D, H, W)``.
 
     Raises:
-        ValueError: If there are fewer dimensions.
+        ValueError: If there are fewer or more dimensions.
     """
-    if voxels.ndim < 3:
-        raise ValueError(f"its shape is {voxels.shape}, not that of a 3D or 4D image")
+    if voxels.ndim < 3 or min(voxels.shape[:3]) < 1 or sum(n > 1 for n in voxels.shape[3:]) > 1:
+        raise ValueError(f"has shape {voxels.shape}; a 3D scan, or 4D with channels, is needed")
     return np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), 3, 0)
 
 

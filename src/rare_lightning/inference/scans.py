@@ -20,6 +20,7 @@ from rare_lightning.data.voxels import (
     are_channels,
     case_id_of,
     channel_stem,
+    channels_first,
     channels_of,
     header_problem,
     image_name,
@@ -252,7 +253,9 @@ def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
         raise UserError(f"{path}: no such file")
     try:
         if is_nifti(path):
-            volumes = _nifti_channels(path)
+            volumes = list(channels_first(read_nifti(path)))
+            if problem := header_problem(path):
+                raise UserError(f"{path}: {problem}")
             header = sitk.ImageFileReader()
             header.SetFileName(str(path))
             header.ReadImageInformation()
@@ -264,17 +267,6 @@ def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
         raise
     except Exception as error:  # whatever readers of images raise at foreign bytes
         raise UserError(f"{path}: cannot be read ({reason(error)})") from error
-
-
-def _nifti_channels(path: Path) -> list[np.ndarray]:
-    array = read_nifti(path)
-    while array.ndim > 3 and array.shape[3] == 1:  # 5D vector images have an empty time axis
-        array = array[:, :, :, 0]
-    if array.ndim not in (3, 4) or min(array.shape[:3]) < 1:
-        raise UserError(f"{path}: has shape {array.shape}; a 3D scan, or 4D with channels, is needed")
-    if problem := header_problem(path):
-        raise UserError(f"{path}: {problem}")
-    return [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
 
 
 @contextmanager
