@@ -124,6 +124,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(phantom, copi
         (["--data.fold", "1"], "data.fold is 1 and was 0"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision is bf16-mixed and was "),
         (["--seed_everything", "1"], "seed_everything is 1 and was 0"),
+        (["--trainer.devices", "2", "--trainer.strategy", "ddp"], "1 process(es) shared its steps and 2 would now"),
         (["--ckpt_path", "somewhere.ckpt"], "finds the checkpoint there by itself"),
     ],
 )
@@ -189,6 +190,18 @@ def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):
     more = ["--ckpt_path", str(copied / "checkpoints" / "best.ckpt"), "--trainer.max_epochs", "3"]
     assert main(words(phantom, tmp_path / "new", *more)) == 0
     assert state(tmp_path / "new")["epoch"] == 2
+
+
+def test_an_epoch_of_more_steps_goes_on_at_its_place_of_the_schedule(phantom, tmp_path):
+    more, schedules = ["--model.scheduler", "cosine", "--model.level_cycle", "null"], []
+    for epochs, patches in (("1", "2"), ("2", "6")):
+        run = tmp_path / epochs
+        assert main(words(phantom, run, *more, "--trainer.max_epochs", epochs, "--data.patches_per_case", patches)) == 0
+        schedules += state(run)["lr_schedulers"]
+        more += ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    first, second = ((schedule["last_epoch"], schedule["epoch_steps"]) for schedule in schedules)
+    assert first[0] == first[1] < second[1]
+    assert second[0] == 2 * second[1]
 
 
 @pytest.mark.parametrize(

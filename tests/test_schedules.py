@@ -38,3 +38,17 @@ def test_optimizers_keep_their_settings_and_what_they_count_themselves():
     schedule.load_state_dict({"last_epoch": 5})
     [group] = optimizer.param_groups
     assert (group["lr"], group["momentum"], group["counted"]) == (pytest.approx(1), 0.9, 7)
+
+
+def test_an_epoch_of_fewer_steps_leaves_the_place_among_the_epochs():
+    def made(steps, epoch_steps):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        return Schedule(optimizer, "cosine", steps, epoch_steps)
+
+    begun = made(32, 4)
+    begun.last_epoch = 20  # five epochs of eight
+    for steps, epoch_steps, step in ((16, 2, 10), (64, 8, 40), (32, 4, 20), (40, 4, 20), (40, None, 20)):
+        schedule = made(steps, epoch_steps)
+        schedule.load_state_dict(begun.state_dict())
+        assert schedule.last_epoch == step
+        assert schedule.get_last_lr() == pytest.approx([SCHEDULES["cosine"](step, steps)])

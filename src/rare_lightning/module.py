@@ -246,7 +246,9 @@ class SegmentationModule(L.LightningModule):
                 f"model.scheduler {self.scheduler} needs to know how long the run is: give trainer.max_epochs or "
                 "max_steps, or --model.scheduler constant"
             )
-        schedule = Schedule(optimizer, self.scheduler, steps)
+        by_epochs = steps and self.trainer.max_steps == -1
+        epoch_steps = steps / (self.trainer.max_epochs or 1) if by_epochs else None
+        schedule = Schedule(optimizer, self.scheduler, steps, epoch_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

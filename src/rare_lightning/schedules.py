@@ -39,25 +39,30 @@ class Schedule(LambdaLR):
         optimizer: Just made.
         name: Of the schedule.
         steps: Of the whole run; ``constant`` takes any number.
+        epoch_steps: Of an epoch, where the run ends with its last epoch and not after so many steps.
     """
 
-    def __init__(self, optimizer: Optimizer, name: Scheduler, steps: float) -> None:
+    def __init__(self, optimizer: Optimizer, name: Scheduler, steps: float, epoch_steps: float | None = None) -> None:
         share = SCHEDULES[name]
+        self._epoch_steps = epoch_steps
         # What the constructor takes, and not what some optimizers keep beside it of their state.
         settings = signature(type(optimizer)).parameters.keys() - {"params"}
         self._given = [{k: group[k] for k in settings & group.keys()} for group in optimizer.param_groups]
         super().__init__(optimizer, lambda step: share(step, max(1, steps)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step."""
-        return {"last_epoch": self.last_epoch}
+        """The step, and how many made an epoch."""
+        return {"last_epoch": self.last_epoch, "epoch_steps": self._epoch_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the step of a state, also of another schedule's.
 
-        To be called after the optimizer's, which brings back the settings it was saved with.
+        Where an epoch has another number of steps now, as with more processes or larger batches, from the step that so
+        many epochs take now. To be called after the optimizer's, which brings back the settings it was saved with.
         """
-        self.last_epoch = state_dict["last_epoch"]
+        self.last_epoch, before = state_dict["last_epoch"], state_dict.get("epoch_steps")
+        if before and self._epoch_steps:
+            self.last_epoch = round(self.last_epoch * self._epoch_steps / before)
         self._last_lr = [
             rate * share(self.last_epoch) for rate, share in zip(self.base_lrs, self.lr_lambdas, strict=True)
         ]

@@ -16,8 +16,8 @@ class TrainingRecord(L.Callback):
 
     ``minutes`` is wall time, ``cpu_minutes`` the processor time of the process and its loaders. ``step_seconds`` is the
     median time of a training step without the wait for its data, ``peak_memory_gib`` the most memory that the process
-    held (that its tensors held, on a GPU), validation included. ``init_from`` are the weights that the training began
-    from, with the cases that they were trained or validated on.
+    held (that its tensors held, on a GPU), validation included. ``processes`` are those that share a step.
+    ``init_from`` are the weights that the training began from, with the cases that they were trained or validated on.
 
     Attributes:
         record: Of the training that made the loaded checkpoint, or goes on; empty before either.
@@ -49,7 +49,8 @@ class TrainingRecord(L.Callback):
         self._earlier_minutes = self.record.get("minutes", 0.0)
         self._earlier_cpu_minutes = self.record.get("cpu_minutes", 0.0) - cpu_minutes()
         self._started = time.monotonic()
-        self.record = describe_process() | {k: v for k, v in self.record.items() if k == "init_from"}
+        kept = {k: v for k, v in self.record.items() if k == "init_from"}
+        self.record = describe_process() | kept | {"processes": trainer.world_size}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

@@ -85,6 +85,9 @@ class RareCLI(LightningCLI):
     _data_state: dict[str, Any] | None = None
     """Split and preprocessing of the checkpoint that is tested, or that a training goes on from."""
 
+    _processes_before: int | None = None
+    """That shared each step of the run that is resumed."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Subcommands, and the Trainer arguments that the CLI itself provides."""
@@ -137,6 +140,9 @@ class RareCLI(LightningCLI):
                 # From a file it is overruled without a word: the config.yaml of a run holds it, and may be given again.
                 raise UserError(f"{name} follows from the data: give --data.{setting}")
         self.config = parser.parse_args(_with_settings_of_checkpoint(args))
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything ({seed}) must be 0 or more, and less than {2**32}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: LightningCLI would let a checkpoint's settings overrule those of the command line."""
@@ -163,6 +169,8 @@ class RareCLI(LightningCLI):
                     raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
                 _plan_network(config, content["hyper_parameters"].get("network", {}).get("init_args", {}))
                 self._compare_settings(content, config)
+                if config.resume:
+                    self._processes_before = content["callbacks"].get("TrainingRecord", {}).get("processes")
                 self._data_state = content["DecathlonDataModule"]
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
@@ -229,6 +237,13 @@ class RareCLI(LightningCLI):
     def before_fit(self) -> None:
         """Begin from what is given, and say what is known to make a run slow or worse, or its scores flatter."""
         init_from = self.config[self.subcommand].model.init_from
+        processes = self.trainer.num_devices * self.trainer.num_nodes  # world_size is not known before they start
+        if self._processes_before not in (None, processes):
+            raise UserError(
+                f"--resume goes on with a run as it was begun, but {self._processes_before} process(es) shared its "
+                f"steps and {processes} would now. Give as many trainer.devices and trainer.num_nodes, or a new "
+                f"--run_dir and --ckpt_path {self.config[self.subcommand].ckpt_path}"
+            )
         if self._data_state is not None:
             self._take_over_data()
             split, cases = self._data_state["split"], self.datamodule.task.cases
