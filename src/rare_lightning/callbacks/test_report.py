@@ -1,5 +1,6 @@
 """Writes what a test found: cases.csv, summary.json, slices.npz, the table, and the figures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from rare_lightning.evaluation.tables import (
     write_scores,
 )
 from rare_lightning.module import LevelResult, SegmentationModule
+from rare_lightning.provenance import describe_process
+from rare_lightning.run_folder import unused
 
 
 class TestReport(L.Callback):
@@ -77,6 +80,7 @@ class TestReport(L.Callback):
             "nsd_tolerance_mm": pl_module.nsd_tolerance_mm,
         }
         median_size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
+        self._keep_earlier()
         record = TrainingRecord.of(trainer)  # empty if the checkpoint does not tell
         summary = write_scores(rows, self.folder, protocol, (record and record.record) or None, median_size)
         write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
@@ -89,6 +93,18 @@ class TestReport(L.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_test"):
                 logger.log_test(self.folder, Path(trainer.ckpt_path or ""))
+
+    def _keep_earlier(self) -> None:
+        """Move the report of another test aside; the same command given again writes over its own."""
+        try:
+            earlier = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["test"]["command"]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, LookupError, TypeError):
+            earlier = None
+        if earlier != describe_process()["command"]:
+            kept = self.folder.rename(unused(self.folder))
+            print(f"The report of an earlier test ({earlier or 'unknown'}) lies in {kept} now")
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a report is of one test."""
