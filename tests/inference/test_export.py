@@ -12,7 +12,16 @@ from rare_lightning import RAREUNet
 from rare_lightning.cli import main
 from rare_lightning.data.geometry import Geometry
 from rare_lightning.errors import UserError
-from rare_lightning.inference.export import OPEN, SUFFIXES, LevelNetwork, digest, sidecar_of, write
+from rare_lightning.inference.export import (
+    OPEN,
+    SUFFIXES,
+    TOLERANCE,
+    LevelNetwork,
+    digest,
+    export_network,
+    sidecar_of,
+    write,
+)
 from rare_lightning.inference.prediction import ScanDataset
 from rare_lightning.inference.scans import Scan, find_scans
 from rare_lightning.networks import UNet
@@ -74,6 +83,12 @@ def test_every_kind_of_network_keeps_its_free_sizes(kind, network, tmp_path):
             image = torch.randn(1, channels, *size)
             with torch.inference_mode():
                 torch.testing.assert_close(run(image), module(image), atol=1e-4, rtol=1e-4)
+
+
+def test_deep_networks_are_compared_on_images_that_are_large_enough(tmp_path):
+    network = RAREUNet(1, 2, features=2, depth=6, levels=1).eval()
+    found = export_network(network, {"channels": ["T1"]}, {1: 1.0}, tmp_path, "torchscript", [1])
+    assert found[1] < TOLERANCE
 
 
 def test_an_exported_network_has_the_precision_that_it_has(exported):

@@ -3,7 +3,7 @@ import torch
 
 from rare_lightning import RAREUNet
 from rare_lightning.inference.memory import KERNELS, PROBE, forward_bytes, memory_limits, total_memory
-from rare_lightning.networks import MultiResolutionNetwork, Prediction, UNet
+from rare_lightning.networks import MultiResolutionNetwork, NNUNet, Prediction, UNet
 
 
 class Doubling(MultiResolutionNetwork):
@@ -36,6 +36,18 @@ def test_deeper_levels_need_less_and_wider_networks_more():
     assert needed[0] > 4 * (4 + 4 + 1)
     assert next(network.parameters()).device.type == "cpu"
     assert PROBE % 8 == 0
+
+
+@pytest.mark.parametrize("strides", [2, [[2, 2, 1], *[[2, 2, 2]] * 5]])
+def test_networks_deeper_than_the_probe_are_counted(strides):
+    shallow, deep = (RAREUNet(1, 3, 4, depth, levels=1, strides=s) for depth, s in ((5, 2), (6, strides)))
+    assert forward_bytes(deep, 0, 1) == pytest.approx(forward_bytes(shallow, 0, 1), rel=0.2)
+
+
+def test_padding_to_a_large_patch_is_not_counted_for_the_voxels_of_the_probe():
+    small, large = (NNUNet(1, 3, (1, 1, 1), [n] * 3, features=4, levels=1) for n in (32, 128))
+    assert large.smallest_input == (128, 128, 128)
+    assert forward_bytes(large, 0, 1) == pytest.approx(forward_bytes(small, 0, 1), rel=0.2)
 
 
 def test_the_machine_has_memory():

@@ -8,6 +8,7 @@ import torch
 import torchio as tio
 
 import rare_lightning
+from rare_lightning import RAREUNet
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.cache import write_cached
 from rare_lightning.data.dataset import NormalizedCases, WholeVolumes
@@ -364,6 +365,15 @@ def test_too_little_memory_makes_windows_and_far_too_little_is_refused(checkpoin
         rare_lightning.load(checkpoint, memory=0.5).segment(whole)
     with pytest.raises(UserError, match=r"memory \(0 GiB\) must be positive"):
         rare_lightning.load(checkpoint, memory=0)
+
+
+def test_the_largest_network_of_an_ensemble_sets_the_memory(checkpoint):
+    pair = rare_lightning.load([checkpoint, checkpoint])
+    alone = pair.forward_bytes(0)
+    for place in (0, 1):
+        larger = rare_lightning.load([checkpoint, checkpoint])
+        larger.networks[place] = RAREUNet(1, 3, features=16, depth=4, levels=2)
+        assert larger.forward_bytes(0) > 2 * alone
 
 
 def test_networks_trained_on_patches_segment_in_windows_of_their_size(checkpoint, scan, tmp_path):

@@ -52,12 +52,23 @@ def test_one_window_that_holds_the_volume_is_the_padded_volume(size):
 
 @pytest.mark.parametrize("size", [(7, 30, 9), (100, 3, 61)])
 def test_fewest_windows_that_fit(size):
-    multiple = (4, 4, 2)
-    whole = round_up(size, multiple)
-    assert fit_window(size, multiple, prod(whole)) == whole
+    multiple, smallest = (4, 4, 2), (4, 8, 2)
+    whole = round_up([max(n, least) for n, least in zip(size, smallest, strict=True)], multiple)
+    assert fit_window(size, multiple, smallest, prod(whole)) == whole
     for share in (0.9, 0.5, 0.2):
-        window = fit_window(size, multiple, share * prod(whole))
+        window = fit_window(size, multiple, smallest, share * prod(whole))
         assert prod(window) <= share * prod(whole)
         assert all(n % m == 0 and n <= w for n, m, w in zip(window, multiple, whole, strict=True))
+        assert all(n >= least for n, least in zip(window, smallest, strict=True))
+    assert fit_window(size, multiple, smallest, prod(smallest)) == smallest
     with pytest.raises(ValueError, match="smallest windows have"):
-        fit_window(size, multiple, 20)
+        fit_window(size, multiple, smallest, 20)
+
+
+@torch.inference_mode()
+def test_windows_of_one_of_the_coarsest_voxels_are_widened_so_that_they_overlap():
+    network, image = batch_norm_network(depth=3), torch.randn(1, 1, 16, 16, 32)
+    thin, wide = (segment_level(network, 0, image, (16, 16, n)) for n in (8, 16))
+    assert torch.equal(thin, wide)
+    single = image[..., :8]  # one window, and none to overlap with
+    torch.testing.assert_close(segment_level(network, 0, single, (16, 16, 8)), network({0: single}).logits[0])

@@ -26,6 +26,7 @@ Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 SIDECAR = "model.json"
 AXES = {0: "batch", 2: "depth", 3: "height", 4: "width"}
+NOISE_SIZES: list[Size3] = [(43, 57, 38), (37, 50, 23), (64, 48, 80)]  # odd ones, that none is taken for a constant
 TOLERANCE = 1e-3  # of a probability, between an exported network and the one it was made of
 
 
@@ -145,13 +146,10 @@ def export_network(
             file = Path(temporary, f"level_{level}{suffix}")
             module = LevelNetwork(network, level).eval()
             channels = len(facts["channels"])
-            # Odd sizes, so that no size is taken for a constant.
-            write(format, module, _noise(channels, network.level_stride(level), (43, 57, 38)), file)
+            example, *others = (_noise(network, level, channels, size) for size in NOISE_SIZES)
+            write(format, module, example, file)
             run = OPEN[format](file)
-            differences[level] = max(
-                _difference(module, run, _noise(channels, network.level_stride(level), size))
-                for size in ((37, 50, 23), (64, 48, 80))
-            )
+            differences[level] = max(_difference(module, run, image) for image in others)
             if differences[level] > TOLERANCE:
                 raise UserError(
                     f"level {level} as {format} gives other probabilities, by up to {differences[level]:.2g}: not "
@@ -299,10 +297,11 @@ def _need(extra: str, *names: str) -> list[ModuleType]:
         raise UserError(f'{error.name} is not installed: pip install "rare-lightning[{extra}]"') from error
 
 
-def _noise(channels: int, stride: Size3, size: Size3) -> Tensor:
-    """Image on the level grid for a base grid of that size."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, channels, *(-(-n // s) for n, s in zip(size, stride, strict=True)), generator=generator)
+def _noise(network: MultiResolutionNetwork, level: int, channels: int, size: Size3) -> Tensor:
+    """Image on the level grid for a base grid of that size, or as much more as a deep network needs."""
+    enough = [n + max(0, coarsest - 16) for n, coarsest in zip(size, network.coarsest_stride, strict=True)]
+    shape = (-(-n // s) for n, s in zip(enough, network.level_stride(level), strict=True))
+    return torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()

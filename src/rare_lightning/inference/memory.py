@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rare_lightning.networks import MultiResolutionNetwork
+from rare_lightning.networks.grids import round_up
 
 GIB = 2**30
 LIBRARIES = GIB  # Python, torch and the weights, roughly
-PROBE = 64  # base voxels per axis
+PROBE = 64  # base voxels per axis, or as many as the network needs
 # CPU kernels keep copies in an order of their own; measured 1.2 to 2.6 times what is counted here.
 KERNELS = 2.0
 
@@ -27,10 +29,11 @@ def forward_bytes(network: MultiResolutionNetwork, level: int, channels: int) ->
     Counted on torch's meta device, where nothing is computed.
     """
     meta = deepcopy(network).to("meta")
-    size = [max(1, PROBE // s) for s in network.level_stride(level)]
+    probe = round_up([max(PROBE, n) for n in network.smallest_input], network.coarsest_stride)
+    size = [n // s for n, s in zip(probe, network.level_stride(level), strict=True)]
     with torch.no_grad(), _PeakMemory() as memory:
         meta({level: torch.empty(1, channels, *size, device="meta")})
-    return KERNELS * float(memory.peak) / PROBE**3
+    return KERNELS * float(memory.peak) / prod(probe)
 
 
 def total_memory(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """A trained model that segments any scan at the level its spacing asks for, and answers on the scan's own grid."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import ceil, prod
@@ -147,7 +147,8 @@ class Segmenter:
             raise UserError(f"{', '.join(map(str, paths))}: cannot be averaged, they have no entry level in common")
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
-        self.coarsest_stride = self.networks[0].coarsest_stride  # scans are prepared where there are no networks
+        # Scans are prepared where there are no networks.
+        self.coarsest_stride = _largest(network.coarsest_stride for network in self.networks)
         self.strategy: RoutingStrategy = strategy
         self.mirror = mirror
         self.memory = memory
@@ -237,7 +238,7 @@ class Segmenter:
             UserError: If the memory does not even allow the smallest windows.
         """
         level, device = prepared.route.level, self._device
-        stride, coarsest = self.level_strides[level], self.networks[0].coarsest_stride
+        stride, smallest = self.level_strides[level], _largest(network.smallest_input for network in self.networks)
         size = [n * s for n, s in zip(prepared.image.shape[1:], stride, strict=True)]
         sharing = self.processes if device.type == "cpu" else 1
         memory = 0.75 * total_memory(device) / sharing if self.memory is None else self.memory * GIB
@@ -247,12 +248,13 @@ class Segmenter:
         kept = 8 * prepared.image.numel() + 4 * answer_voxels * (answers * len(self.classes) + 1)
         per_voxel = self.forward_bytes(level)
         voxels = (memory - LIBRARIES - kept) / per_voxel
-        if prod(self.window_size or size) <= voxels:
+        run = _largest([self.window_size or size, smallest])
+        if prod(run) <= voxels:
             return self.window_size
         try:
-            return list(fit_window(self.window_size or size, coarsest, voxels))
+            return list(fit_window(run, self.coarsest_stride, smallest, voxels))
         except ValueError as error:
-            least = (LIBRARIES + kept + per_voxel * prod(2 * n for n in coarsest)) / GIB
+            least = (LIBRARIES + kept + per_voxel * prod(smallest)) / GIB
             deeper = "" if self.networks[0].answer_grid == "base" else ", or enter at a deeper --level"
             raise UserError(
                 f"needs {least:.1f} GiB of memory at level {level}, {kept / GIB:.1f} of it for the scan and the "
@@ -350,15 +352,21 @@ class Segmenter:
         return torch.device("cpu") if parameter is None else parameter.device
 
     def forward_bytes(self, level: int) -> float:
-        """Bytes per base voxel that a network needs at a level."""
-        network = self.networks[0]
+        """Bytes per base voxel that a network needs at a level: the largest of an ensemble, which run in turns."""
         if level not in self._bytes_of_level:
-            self._bytes_of_level[level] = (
+            self._bytes_of_level[level] = max(
                 network.forward_bytes[level]
                 if isinstance(network, EngineNetwork)
                 else forward_bytes(network, level, len(self.channels))
+                for network in self.networks
             )
         return self._bytes_of_level[level]
+
+
+def _largest(sizes: Iterable[Sequence[int]]) -> Size3:
+    """Along each axis."""
+    x, y, z = (max(along) for along in zip(*sizes, strict=True))
+    return x, y, z
 
 
 def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geometry, Box]:

@@ -38,9 +38,12 @@ def segment_level(
         return predict(image)
     stride, coarsest = network.level_stride(level), network.coarsest_stride
     multiple = [max(1, whole // part) for whole, part in zip(coarsest, stride, strict=True)]
-    window = round_up([ceil(n / s) for n, s in zip(window_size, stride, strict=True)], multiple)
+    window: Sequence[int] = round_up([ceil(n / s) for n, s in zip(window_size, stride, strict=True)], multiple)
     size = image.shape[2:]
-    padded = [max(n, w) for n, w in zip(round_up(size, multiple), window, strict=True)]
+    whole_voxels = round_up(size, multiple)
+    # Windows of one of the coarsest voxels could not overlap.
+    window = [w if n <= w else max(w, 2 * m) for w, n, m in zip(window, whole_voxels, multiple, strict=True)]
+    padded = [max(n, w) for n, w in zip(whole_voxels, window, strict=True)]
     steps = [max(m, int(w * (1 - OVERLAP)) // m * m) for w, m in zip(window, multiple, strict=True)]
     # MONAI reads off the first window's answer that it lies on a finer grid. Half a voxel keeps steps whole, which it
     # computes back from the overlap.
@@ -57,12 +60,13 @@ def segment_level(
     return logits[..., :d, :h, :w]
 
 
-def fit_window(size: Sequence[int], multiple: Sequence[int], voxels: float) -> Size3:
+def fit_window(size: Sequence[int], multiple: Sequence[int], smallest: Sequence[int], voxels: float) -> Size3:
     """The fewest windows over a volume that have no more than so many voxels each, cut along its longest axes.
 
     Args:
         size: Of the volume.
         multiple: Window sizes are multiples of this.
+        smallest: Voxels per axis of a window, at least.
         voxels: Of a window, at most.
 
     Raises:
@@ -70,12 +74,11 @@ def fit_window(size: Sequence[int], multiple: Sequence[int], voxels: float) -> S
     """
     parts = [1, 1, 1]
     while True:
-        x, y, z = round_up(
-            [ceil(n / (1 + (1 - OVERLAP) * (p - 1))) for n, p in zip(size, parts, strict=True)], multiple
-        )
+        cut = [ceil(n / (1 + (1 - OVERLAP) * (p - 1))) for n, p in zip(size, parts, strict=True)]
+        x, y, z = round_up([max(n, least) for n, least in zip(cut, smallest, strict=True)], multiple)
         if x * y * z <= voxels:
             return x, y, z
-        shrinkable = [axis for axis, n in enumerate((x, y, z)) if n > 2 * multiple[axis]]
+        shrinkable = [axis for axis, n in enumerate((x, y, z)) if n > smallest[axis]]
         if not shrinkable:
             raise ValueError(f"the smallest windows have {prod((x, y, z))} voxels, more than {voxels:.0f}")
         parts[max(shrinkable, key=(x, y, z).__getitem__)] += 1

@@ -78,6 +78,12 @@ class MultiResolutionNetwork(SelfDescribing, nn.Module, ABC):
     answer_grid: Grid
     coarsest_stride: Size3
 
+    @property
+    def smallest_input(self) -> Size3:
+        """Base voxels per axis of the smallest windows: fewer may take as much memory, or be too few to normalise."""
+        x, y, z = (2 * n for n in self.coarsest_stride)
+        return x, y, z
+
     @abstractmethod
     def level_stride(self, level: int) -> Size3:
         """Voxel size of a level in base voxels, per axis."""

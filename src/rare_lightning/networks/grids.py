@@ -36,7 +36,13 @@ def stage_strides(depth: int, strides: Sequence[Sequence[int]] | int = 2) -> lis
 
 
 def level_stride(strides: Sequence[Size3], level: int) -> Size3:
-    """Voxel size of a level in base voxels, per axis; of the bottleneck for ``level=len(strides)``."""
+    """Voxel size of a level in base voxels, per axis; of the bottleneck for ``level=len(strides)``.
+
+    Raises:
+        ValueError: If the level is deeper than that.
+    """
+    if level > len(strides):
+        raise ValueError(f"level {level} is deeper than the {len(strides)} down-samplings: levels must be <= depth")
     x, y, z = (prod([stride[axis] for stride in strides[:level]]) for axis in range(3))
     return x, y, z
 

@@ -63,7 +63,7 @@ def plan_topology(spacing: Sequence[float], patch_size: Sequence[int]) -> Topolo
 class NNUNet(FixedResolutionNetwork):
     """nnU-Net's PlainConvUNet or ResidualEncoderUNet, from its authors' own package, with deep supervision.
 
-    Images smaller than the patch are padded to it with their mean, 0, as nnU-Net does.
+    Images smaller than the patch are padded to it with 0, as nnU-Net does: the mean of what ``zscore`` looks at.
 
     Args:
         in_channels: Image channels.
@@ -126,6 +126,11 @@ class NNUNet(FixedResolutionNetwork):
         if stages > 2:
             # The coarsest has no weight in nnU-Net's loss; processes that share gradients would wait for its own.
             self.network.decoder.seg_layers[0].requires_grad_(False)
+
+    @property
+    def smallest_input(self) -> Size3:
+        """The patch, to which smaller images are padded."""
+        return self.patch_size
 
     def segment(self, image: Tensor) -> tuple[Tensor, list[DeepLogits]]:
         """``(B, in_channels, D, H, W)`` of any size to logits ``(B, C, D, H, W)``, and those of deeper stages."""
