@@ -115,6 +115,20 @@ def test_testing_twice_gives_the_same(copied):
     assert tables[0] == tables[1]
 
 
+def test_another_test_does_not_write_over_the_report(copied, monkeypatch, capsys):
+    reports = []
+    for name in ("best", "last", "last"):
+        words = ["test", "--ckpt_path", str(copied / "checkpoints" / f"{name}.ckpt")]
+        monkeypatch.setattr("sys.argv", ["rare", *words])
+        assert main(words) == 0
+        reports.append(json.loads((copied / "test" / "summary.json").read_text()))
+        printed = capsys.readouterr().out
+        assert ("rare test --ckpt_path best.ckpt) lies in" in " ".join(printed.split())) == (len(reports) == 2)
+    kept = json.loads((copied / "test-2" / "summary.json").read_text())
+    assert kept == reports[0] != reports[1] == reports[2]
+    assert not (copied / "test-3").exists()
+
+
 def test_order_of_the_cases_in_dataset_json_changes_nothing(run, phantom, tmp_path):
     shuffled = shutil.copytree(phantom, tmp_path / "task")
     description = json.loads((shuffled / "dataset.json").read_text())
@@ -384,6 +398,7 @@ def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
         (["test", "--ckpt_path", str(CONF / "tiny.yaml")], "not a checkpoint of rare fit"),
         (["fit", *TINY, "--data.root", "nowhere"], "dataset.json: not found"),
         (["data", "check", "nowhere"], "dataset.json: not found"),
+        (["phantom", "task", "--seed", "-1"], "seed (-1) >= 0"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_1(words, message, capsys, tmp_path, monkeypatch):
@@ -420,6 +435,12 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
         (["--trainer.default_root_dir", "elsewhere"], "trainer.default_root_dir (elsewhere): everything of a run goes"),
         (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k (3): several checkpoints cannot all be called best"),
         (["--checkpoint.save_top_k", "-1"], "checkpoint.save_top_k (-1): several"),
+        (["--seed_everything", "-1"], "seed_everything (-1) must be 0 or more"),
+        (["--data.seed", "-1"], "data.seed (-1) must be 0 or more"),
+        (
+            ["--model.network", "rare_lightning.networks.UNet", "--data.levels", "4", "--data.depth", "3"],
+            "level 4 is deeper than the 3 down-samplings",
+        ),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be 1 or more"),
         (["--model.objective.init_args.level_weights", "[1]"], "level_weights [1.0] must be one for each level"),
         (["--model.objective.init_args.level_weights", "[1, 2, 3]"], "level_weights [1.0, 2.0, 3.0] must be"),

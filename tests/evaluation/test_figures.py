@@ -73,7 +73,7 @@ def test_a_preview_copies_no_volume(tmp_path):
     labels[100:140, 100:140, 100:140] = 1
     tracemalloc.start()
     try:
-        plot_preview(image, labels, (1, 1, 1), (1, 1, 1), ["background", "a"], tmp_path / "preview.png")
+        plot_preview(image, labels, np.eye(4), np.eye(4), ["background", "a"], tmp_path / "preview.png")
         assert tracemalloc.get_traced_memory()[1] < 0.7 * image.nbytes
     finally:
         tracemalloc.stop()
@@ -86,7 +86,31 @@ def test_the_window_of_a_large_preview_is_that_of_its_scan(tmp_path):
     labels[10:20, 12:22, 14:24] = 1
     for name, times in (("small", 1), ("large", 4)):
         image, mask = (array.repeat(times, 0).repeat(times, 1).repeat(times, 2) for array in (values, labels))
-        spacing = (1 / times,) * 3
-        plot_preview(image, mask, spacing, spacing, ["background", "a"], tmp_path / f"{name}.png")
+        affine = np.diag([1 / times] * 3 + [1])
+        plot_preview(image, mask, affine, affine, ["background", "a"], tmp_path / f"{name}.png")
     small, large = (imread(tmp_path / f"{name}.png")[..., :3] for name in ("small", "large"))
     assert np.abs(small - large).mean() < 0.01
+
+
+def test_labels_lie_over_the_scan_wherever_their_grid_begins(tmp_path):
+    image = np.random.default_rng(0).normal(size=(20, 22, 24)).astype(np.float32)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[6:12, 8:16, 4:12] = 1
+    turn = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -7], [0, 0, 1.5, 2], [0, 0, 0, 1]])
+    shifted = turn.copy()
+    shifted[:3, 3] = (turn @ (-4, 2, -6, 1))[:3]  # the labels' grid begins so many voxels away
+    larger = np.zeros((30, 30, 40), np.uint8)
+    larger[4:24, :20, 6:30] = labels[:, 2:]
+    for name, array, affine in (("own", labels, turn), ("other", larger, shifted)):
+        plot_preview(image, array, turn, affine, ["background", "a"], tmp_path / f"{name}.png")
+    own, other = (imread(tmp_path / f"{name}.png") for name in ("own", "other"))
+    assert np.abs(own - other).mean() < 1e-3
+
+
+def test_a_legend_of_many_classes_stays_in_the_picture(tmp_path):
+    image, labels = np.zeros((8, 8, 8), np.float32), np.ones((8, 8, 8), np.uint8)
+    names = [f"structure number {i}" for i in range(21)]
+    plot_preview(image, labels, np.eye(4), np.eye(4), names, tmp_path / "preview.png")
+    pixels = imread(tmp_path / "preview.png")[..., :3]
+    assert (pixels[:, :5] == 1).all()
+    assert (pixels[:, -5:] == 1).all()

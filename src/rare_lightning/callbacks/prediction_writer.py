@@ -104,8 +104,8 @@ class PredictionWriter(BasePredictionWriter):
                 plot_preview(
                     scan.geometry.to_canonical(scan.array[0]),
                     answer.geometry.to_canonical(answer.labels),
-                    scan.geometry.canonical_spacing,
-                    answer.geometry.canonical_spacing,
+                    scan.geometry.canonical_affine,
+                    answer.geometry.canonical_affine,
                     self.classes,
                     self._preview_of(files),
                 )

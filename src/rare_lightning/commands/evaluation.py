@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from jsonargparse.typing import NonNegativeFloat
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from rich.console import Console
 
 from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nnunet
@@ -146,7 +146,7 @@ def nnunet(
     device: Device = "cpu",
     mirror: bool = True,
     num_workers: int = 1,
-    seed_everything: int = 0,
+    seed_everything: NonNegativeInt = 0,
     levels: int = 3,
     depth: int = 4,
     strides: int | list[list[int]] = 2,

