@@ -206,6 +206,12 @@ def test_median_spacing_is_per_axis(tmp_path, blob):
     assert median_spacing(cases) == pytest.approx((1, 3, 2))
 
 
+def test_the_median_spacing_of_a_microscope_keeps_its_digits(tmp_path, blob):
+    case = Case("a", (tmp_path / "a.nii.gz",), tmp_path / "a.nii.gz")
+    nib.Nifti1Image(np.zeros((4, 4, 4), "f4"), np.diag([0.01235, 0.01235, 1.2, 1])).to_filename(case.label)
+    assert median_spacing([case]) == (0.01235, 0.01235, 1.2)
+
+
 def test_median_size_is_that_of_the_preprocessed_cases(tmp_path, blob):
     cases = [write_case(tmp_path, blob, PERMUTED, spacing=(1, 2, 3), name=str(i)) for i in range(3)]
     assert median_size(cases, (2, 2, 2)) == Preprocessing((2, 2, 2)).on_base_grid(cases[0]).spatial_shape

@@ -60,7 +60,7 @@ def test_where_cases_differ_in_spacing_their_median_is_marked():
         return summarize(table)["fine"]["levels"]["0"]["spacing_mm"]
 
     assert spacing((1.0, 1.0, 3.0), (0.7, 0.7, 5.0), (0.8, 0.8, 2.5)) == "median 0.8x0.8x3"
-    assert spacing((0.977, 0.977, 5.0), (0.9765625, 0.9765625, 5.0)) == "0.977x0.977x5"
+    assert spacing((0.977, 0.977, 5.0), (0.9765625, 0.9765625, 5.0)) == "0.9768x0.9768x5"
 
 
 def test_order_of_rows_changes_nothing():
@@ -172,3 +172,7 @@ def test_spacing_and_means():
     assert format_spacing((1.0, 0.1 + 0.2, 2.5)) == "1x0.3x2.5"
     assert math.isnan(mean_defined([NAN]))
     assert mean_defined([1, NAN, 3]) == 2
+
+
+def test_spacings_of_micrometres_keep_their_digits():
+    assert format_spacing((0.01235, 0.0004, 1.2000000477)) == "0.01235x0.0004x1.2"

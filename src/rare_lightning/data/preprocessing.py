@@ -179,8 +179,8 @@ def median_spacing(cases: Sequence[Case]) -> Spacing:
         UserError: If a header cannot be read.
     """
     # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
-    spacings = [np.round(read_geometry(str(case.images[0])).canonical_spacing, 4) for case in cases]
-    x, y, z = np.median(spacings, axis=0).tolist()
+    spacings = [read_geometry(str(case.images[0])).canonical_spacing for case in cases]
+    x, y, z = (float(f"{mm:.6g}") for mm in np.median(spacings, axis=0))
     return x, y, z
 
 

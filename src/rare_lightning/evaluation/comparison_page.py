@@ -170,8 +170,11 @@ def _tests(comparison: Comparison) -> list[Block]:
         f"Per-case Dice (mean over classes) of each method less that of {reference}, the reference: median of the "
         "differences with its 95 % bootstrap interval, matched-pairs rank-biserial correlation (1: the method is "
         "better in every case, -1: in none), and two-sided Wilcoxon signed-rank tests, Holm-adjusted for the "
-        f"{family} tests of this table. At level 0 both truths are one. In **bold**: adjusted p < {SIGNIFICANT}."
+        f"{family} tests of this table. In **bold**: adjusted p < {SIGNIFICANT}."
     )
+    several = len(comparison.truths) > 1
+    if several:
+        text += " At level 0 both truths are one."
     smallest = family * 2.0 ** (1 - len(comparison.cases))
     if smallest >= SIGNIFICANT:
         text += (
@@ -184,7 +187,7 @@ def _tests(comparison: Comparison) -> list[Block]:
         rows.append(
             {
                 "method": method,
-                "truth": "both" if level == "0" else truth,
+                "truth": "both" if level == "0" and several else truth,
                 "level": level,
                 "cases": str(test.cases),
                 "median difference": f"{_signed(test.median)} [{_signed(test.low)}, {_signed(test.high)}]",

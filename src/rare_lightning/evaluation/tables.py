@@ -25,11 +25,11 @@ COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
 
 def format_spacing(spacing: Sequence[float]) -> str:
     """``(1.0, 1.0, 2.5)`` -> ``1x1x2.5``."""
-    return "x".join(f"{round(mm, 3):g}" for mm in spacing)
+    return "x".join(f"{mm:.4g}" for mm in spacing)
 
 
 def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two are alike but for what programs and three digits round away."""
+    """Whether two are alike but for what programs and four digits round away."""
     return all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(one, other, strict=True))
 
 

@@ -228,11 +228,15 @@ class Segmenter:
         stride, deepest = self.level_strides[level], self.facts["level_strides"][-1]
         return round_up(size, [whole // part for whole, part in zip(deepest, stride, strict=True)])
 
-    def window(self, prepared: Prepared) -> list[int] | None:
+    def window(self, prepared: Prepared, keep_probabilities: bool = False) -> list[int] | None:
         """Base voxels per axis of the windows to segment a scan in; None for the whole.
 
         Networks that were trained on patches get windows of that size, others the whole scan; and either smaller
         windows, if the memory does not allow those.
+
+        Args:
+            prepared: The scan.
+            keep_probabilities: As of :meth:`segment`.
 
         Raises:
             UserError: If the memory does not even allow the smallest windows.
@@ -246,6 +250,8 @@ class Segmenter:
         answers = 2 if self.mirror or len(self.networks) > 1 else 1
         # The scan and its copy on the level grid, softmax maps, and the windows' weights.
         kept = 8 * prepared.image.numel() + 4 * answer_voxels * (answers * len(self.classes) + 1)
+        if keep_probabilities:  # on the grid of the answer, and once more while they are written
+            kept += 8 * len(self.classes) * max(prod(prepared.geometry.size), answer_voxels)
         per_voxel = self.forward_bytes(level)
         voxels = (memory - LIBRARIES - kept) / per_voxel
         run = _largest([self.window_size or size, smallest])
@@ -262,9 +268,13 @@ class Segmenter:
             ) from error
 
     @torch.inference_mode()
-    def probabilities(self, prepared: Prepared) -> Tensor:
-        """Softmax ``(C, D, H, W)``, on the base grid or the level grid as the network answers."""
-        window = self.window(prepared)
+    def probabilities(self, prepared: Prepared, window: list[int] | None = None) -> Tensor:
+        """Softmax ``(C, D, H, W)``, on the base grid or the level grid as the network answers.
+
+        Args:
+            prepared: The scan.
+            window: As :meth:`window` has it; None runs the scan whole.
+        """
         mean: Tensor | None = None
         flips = mirror_images(self.facts[MIRROR_AXES] if self.mirror else [])
         for network in self.networks:
@@ -294,14 +304,20 @@ class Segmenter:
         Raises:
             UserError: If the scan is too small for the network, or the memory for the scan.
         """
+        window = self.window(prepared, keep_probabilities)
         try:
-            answer = self.probabilities(prepared)
+            answer = self.probabilities(prepared, window)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return self.restore(answer, prepared, on_base_grid, keep_probabilities)
+        return self.restore(answer, prepared, window, on_base_grid, keep_probabilities)
 
     def restore(
-        self, answer: Tensor, prepared: Prepared, on_base_grid: bool = False, keep_probabilities: bool = False
+        self,
+        answer: Tensor,
+        prepared: Prepared,
+        window: list[int] | None,
+        on_base_grid: bool = False,
+        keep_probabilities: bool = False,
     ) -> Segmentation:
         """Bring :meth:`probabilities` to the scan's own grid or to the base grid, and take the likeliest class."""
         answer_spacing: Sequence[float] = prepared.route.spacing
@@ -330,10 +346,11 @@ class Segmenter:
             counts += np.bincount(labels[place].ravel(), minlength=len(self.classes))
         if not on_base_grid:
             labels = np.ascontiguousarray(geometry.from_canonical(labels))
-            kept = None if kept is None else np.stack([geometry.from_canonical(one) for one in kept])
+            if kept is not None:  # as a view: a copy of all classes would take as much memory again
+                kept = np.moveaxis(geometry.from_canonical(np.moveaxis(kept, 0, -1)), -1, 0)
         voxel_ml = float(np.prod(spacing)) / 1000
         volumes = {name: float(counts[i]) * voxel_ml for i, name in enumerate(self.classes) if i > 0}
-        return Segmentation(labels, geometry, volumes, prepared.route, self.window(prepared), kept)
+        return Segmentation(labels, geometry, volumes, prepared.route, window, kept)
 
     def _content_box(self, volume: Tensor, spacing: Sequence[float]) -> Box:
         """All but the empty space around what a scan shows; the whole scan, where that is too small for the network."""
