@@ -20,7 +20,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
     Truth,
-    level_and_base_probabilities,
+    on_level_and_base_grid,
     score_level,
     to_labels,
     without_padding,
@@ -219,7 +219,8 @@ class SegmentationModule(L.LightningModule):
         stride = self.network.level_stride(level)
         shape = batch["shape"][0].tolist()
         logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
-        on_level, on_base = level_and_base_probabilities(logits, stride, self.network.answer_grid)
+        softmax = logits.float().softmax(dim=1)
+        on_level, on_base = on_level_and_base_grid(softmax, stride, self.network.answer_grid)
         predictions: dict[Truth, Tensor] = {
             "level": without_padding(to_labels(on_level[0]), shape, stride),
             "fine": without_padding(to_labels(on_base[0]), shape),

@@ -7,6 +7,7 @@ from rare_lightning import TrainingRecord
 
 class FakeTrainer:
     current_epoch = 4
+    world_size = 2
 
 
 def test_minutes_add_up_over_resumed_runs(monkeypatch):

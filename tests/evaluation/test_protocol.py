@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from rare_lightning.data.pyramid import downsample_label
-from rare_lightning.evaluation.protocol import level_and_base_probabilities, score_level, to_labels, without_padding
+from rare_lightning.evaluation.protocol import on_level_and_base_grid, score_level, to_labels, without_padding
 
 
 def certain(label, classes=3):
@@ -13,7 +13,7 @@ def certain(label, classes=3):
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (4, 2, 1)])
 def test_the_truth_itself_is_a_perfect_answer_on_the_base_grid(stride):
     truth = torch.randint(0, 3, (1, 16, 8, 8))
-    on_level, on_base = level_and_base_probabilities(certain(truth), stride, "base")
+    on_level, on_base = on_level_and_base_grid(certain(truth).softmax(1), stride, "base")
     assert torch.equal(to_labels(on_base[0]), truth[0])
     # The average-pooled softmax is the majority.
     assert torch.equal(to_labels(on_level[0]), downsample_label(truth, stride)[0])
@@ -21,7 +21,7 @@ def test_the_truth_itself_is_a_perfect_answer_on_the_base_grid(stride):
 
 def test_an_answer_on_the_level_grid_is_brought_up_physically_aligned():
     ramp = torch.linspace(-1, 1, 8).view(1, 1, 8, 1, 1).expand(1, 1, 8, 4, 4)
-    on_level, on_base = level_and_base_probabilities(torch.cat([ramp, -ramp], 1), (2, 2, 2), "level")
+    on_level, on_base = on_level_and_base_grid(torch.cat([ramp, -ramp], 1).softmax(1), (2, 2, 2), "level")
     assert on_level.shape == (1, 2, 8, 4, 4)
     assert on_base.shape == (1, 2, 16, 8, 8)
     # The middle of the volume stays the middle.

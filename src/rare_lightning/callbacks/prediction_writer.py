@@ -15,8 +15,9 @@ from rare_lightning.data.voxels import SUFFIXES, reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
 from rare_lightning.files import replacing
-from rare_lightning.inference.prediction import Answer
+from rare_lightning.inference.prediction import ReadScan
 from rare_lightning.inference.scans import Scan, ScanFiles, write_array
+from rare_lightning.inference.segmenter import Segmentation
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -75,16 +76,16 @@ class PredictionWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: Answer,
+        prediction: Segmentation | str,
         batch_indices: Sequence[int] | None,
-        batch: Any,
+        batch: ReadScan,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         """Write one answer, or remember why there is none."""
-        files, answer, scan = prediction.files, prediction.segmentation, prediction.scan
-        if answer is None or scan is None:
-            self.failures.append(f"{files.name}: {prediction.failure}")
+        files, scan, answer = batch.files, batch.scan, prediction
+        if isinstance(answer, str) or scan is None:
+            self.failures.append(f"{files.name}: {answer}")
             return
         record = {
             "scan": [path.name for path in files.paths],

@@ -8,6 +8,7 @@ from rare_lightning.data.datamodule import Batch
 from rare_lightning.evaluation.figures import Slice
 from rare_lightning.evaluation.slices import cut_slice
 from rare_lightning.module import SegmentationModule
+from rare_lightning.networks.grids import level_spacing
 
 
 class ValidationSlices(L.Callback):
@@ -46,8 +47,7 @@ class ValidationSlices(L.Callback):
         pieces = []
         for level in pl_module.levels:
             image, truths, predictions = pl_module.answer_first(batch, level)
-            stride = pl_module.network.level_stride(level)
-            spacing = [mm * s for mm, s in zip(base_spacing, stride, strict=True)]
+            spacing = level_spacing(base_spacing, pl_module.network.level_stride(level))
             pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], base_spacing))
         self.slices[batch["case"][0]] = pieces
 

@@ -123,12 +123,16 @@ class RareCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        task, counts = ("data.root", "data.download"), {"in_channels": _count_channels, "out_channels": _count_classes}
+        task = ("data.root", "data.download")
+        counts = {
+            "in_channels": lambda root, download: len(_task(root, download).channels),
+            "out_channels": lambda root, download: len(_task(root, download).classes),
+        }
         for name, setting in OF_DATA.items():
             count = counts.get(name)
             parser.link_arguments(task if count else f"data.{setting}", f"model.network.init_args.{name}", count)
         parser.link_arguments("data.patch_size", "model.window_size")
-        parser.link_arguments(task, "model.class_names", _class_names)
+        parser.link_arguments(task, "model.class_names", lambda root, download: list(_task(root, download).classes))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given to :func:`main`."""
@@ -264,17 +268,11 @@ class RareCLI(LightningCLI):
                 "Channel CT: data.normalize [low, high] keeps Hounsfield units, as [-160, 240] of soft tissue"
             )
 
-    def before_validate(self) -> None:
-        """Take over what the checkpoint knows of its data."""
-        self._take_over_data()
-
-    def before_test(self) -> None:
-        """Take over what the checkpoint knows of its data."""
-        self._take_over_data()
-
     def _take_over_data(self) -> None:
-        """Lightning does so only after data was prepared and the run's split written down."""
+        """What the checkpoint knows of its data: Lightning does so only after the run's split was written down."""
         self.datamodule.load_state_dict(self._data_state)
+
+    before_validate = before_test = _take_over_data
 
     def _say_what_is_slow(self) -> None:
         """Where a processor would only imitate the numbers that were asked for."""
@@ -434,18 +432,6 @@ def _plan_network(config: Namespace, trained: dict[str, Any]) -> None:
         raise UserError(str(error)) from error
     arguments.spacing = list(data.preprocessing.spacing)
     arguments.patch_size = list(data.typical_size())
-
-
-def _count_channels(root: str | None, download: bool | str) -> int:
-    return len(_task(root, download).channels)
-
-
-def _count_classes(root: str | None, download: bool | str) -> int:
-    return len(_task(root, download).classes)
-
-
-def _class_names(root: str | None, download: bool | str) -> list[str]:
-    return list(_task(root, download).classes)
 
 
 def _task(root: str | None, download: bool | str) -> Task:

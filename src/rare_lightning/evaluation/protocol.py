@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from rare_lightning.metrics import Scores, score_class
-from rare_lightning.networks.grids import Size3, block_average, interpolate
+from rare_lightning.networks.grids import Size3, block_average, interpolate, level_spacing
 from rare_lightning.networks.heads import Grid
 
 Truth = Literal["level", "fine"]
@@ -27,13 +27,8 @@ class Row:
     scores: Scores
 
 
-def level_and_base_probabilities(logits: Tensor, stride: Size3, answer_grid: Grid) -> tuple[Tensor, Tensor]:
-    """Softmax ``(B, C, ...)`` of a level's answer on the level grid and on the base grid, whichever it was given on."""
-    return on_level_and_base_grid(logits.float().softmax(dim=1), stride, answer_grid)
-
-
 def on_level_and_base_grid(probabilities: Tensor, stride: Size3, answer_grid: Grid) -> tuple[Tensor, Tensor]:
-    """The same for an answer that is a softmax ``(B, C, ...)`` already."""
+    """Softmax ``(B, C, ...)`` of a level's answer on the level grid and on the base grid, whichever it was given on."""
     if answer_grid == "base":
         return block_average(probabilities, stride), probabilities
     return probabilities, interpolate(probabilities, stride)
@@ -61,14 +56,13 @@ def score_level(
         class_names: Background first; it is not scored.
         tolerance_mm: Of NSD, in mm.
     """
-    x, y, z = (mm * s for mm, s in zip(base_spacing, stride, strict=True))
-    level_spacing = (x, y, z)
+    scan_spacing = level_spacing(base_spacing, stride)
     rows = []
     for truth in TRUTHS:
-        spacing = level_spacing if truth == "level" else base_spacing
+        spacing = scan_spacing if truth == "level" else base_spacing
         if truth == "level" or stride != (1, 1, 1):  # at level 0 they are one
             by_class = score_classes(predictions[truth], truths[truth], spacing, class_names, tolerance_mm)
-        rows += [Row(case, level, level_spacing, truth, name, scores) for name, scores in by_class.items()]
+        rows += [Row(case, level, scan_spacing, truth, name, scores) for name, scores in by_class.items()]
     return rows
 
 

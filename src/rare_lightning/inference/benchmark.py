@@ -26,7 +26,7 @@ from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, level_spacing
 
 Engine = Literal["eager", "compiled", "bfloat16", "onnx", "openvino"]
 STAGES = ("read", "prepare", "network", "restore", "write")
@@ -101,10 +101,10 @@ def as_rows(timings: Sequence[Timing], segmenter: Segmenter) -> list[dict[str, A
     totals = {(timing.level, timing.engine): timing for timing in timings}
     rows = []
     for timing in sorted(timings, key=lambda timing: timing.level):
-        strides = zip(segmenter.preprocessing.spacing, segmenter.level_strides[timing.level], strict=True)
+        spacing = level_spacing(segmenter.preprocessing.spacing, segmenter.level_strides[timing.level])
         row: dict[str, Any] = {
             "level": timing.level,
-            "spacing mm": round(prod(mm * s for mm, s in strides) ** (1 / 3), 3),
+            "spacing mm": round(prod(spacing) ** (1 / 3), 3),
             "engine": timing.engine,
             **{f"{stage} ms": 1000 * seconds for stage, seconds in timing.seconds.items()},
             "total ms": 1000 * timing.total,
@@ -165,8 +165,7 @@ def _unet_like(network: MultiResolutionNetwork, channels: int, classes: int) -> 
 def _scan_of_level(scan: Scan, segmenter: Segmenter, level: int, folder: Path) -> ScanFiles:
     """File with the scan as it would have been taken at a level's spacing, in 16 bits as scanners write."""
     spacing, size = scan.geometry.canonical_spacing, scan.geometry.canonical_size
-    strides = zip(segmenter.preprocessing.spacing, segmenter.level_strides[level], strict=True)
-    x, y, z = (mm * s for mm, s in strides)
+    x, y, z = level_spacing(segmenter.preprocessing.spacing, segmenter.level_strides[level])
     d, h, w = (max(1, round(n * mm / new)) for n, mm, new in zip(size, spacing, (x, y, z), strict=True))
     array = resample(torch.from_numpy(scan.canonical), spacing, (x, y, z), (d, h, w)).numpy()
     array = (array * (30000 / max(1.0, float(np.abs(array).max())))).astype(np.int16)

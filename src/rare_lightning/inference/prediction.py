@@ -1,4 +1,4 @@
-"""Segmenting many scans through Lightning's Trainer: what is read, what is run, and the record of each case."""
+"""Segmenting many scans through Lightning's Trainer: what is read, and what is run."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -20,7 +20,7 @@ OUT_OF_MEMORY = "ran out of memory: lower --memory for smaller windows, or enter
 
 
 @dataclass(frozen=True)
-class Case:
+class ReadScan:
     """A scan that was read, or the reason why not.
 
     Attributes:
@@ -36,17 +36,7 @@ class Case:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of a case: a segmentation, or the reason why there is none."""
-
-    files: ScanFiles
-    scan: Scan | None = None
-    segmentation: Segmentation | None = None
-    failure: str | None = None
-
-
-class ScanDataset(Dataset[Case]):
+class ScanDataset(Dataset[ReadScan]):
     """Reads and prepares scans, so that loader processes do it beside the network.
 
     Args:
@@ -68,19 +58,19 @@ class ScanDataset(Dataset[Case]):
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> Case:
+    def __getitem__(self, index: int) -> ReadScan:
         """One case; a scan that cannot be used does not stop the others."""
         files = self.scans[index]
         try:
             scan = read_scan(files)
             prepared = self.segmenter.prepare(scan, str(files.paths[0]), self.level)
-            return Case(files, scan if self.keep_voxels else replace(scan, array=np.empty(0)), prepared)
+            return ReadScan(files, scan if self.keep_voxels else replace(scan, array=np.empty(0)), prepared)
         except UserError as error:
-            return Case(files, failure=str(error))
+            return ReadScan(files, failure=str(error))
         except (MemoryError, RuntimeError) as error:
-            return Case(files, failure=f"{files.paths[0]}: {_out_of_memory(error)}")
+            return ReadScan(files, failure=f"{files.paths[0]}: {_out_of_memory(error)}")
 
-    def loader(self, num_workers: int = 0) -> DataLoader[Case]:
+    def loader(self, num_workers: int = 0) -> DataLoader[ReadScan]:
         """One case per batch, in order."""
         return DataLoader(self, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0))
 
@@ -105,17 +95,16 @@ class PredictionModule(L.LightningModule):
         """Nothing: the segmenter moves what its network needs."""
         return batch
 
-    def predict_step(self, batch: Case, batch_idx: int) -> Answer:
-        """Segment a case; a failure is kept for the report."""
+    def predict_step(self, batch: ReadScan, batch_idx: int) -> Segmentation | str:
+        """Segment a scan, or say why not."""
         if batch.prepared is None:
-            return Answer(batch.files, failure=batch.failure)
+            return str(batch.failure)
         try:
-            answer = self.segmenter.segment(batch.prepared, self.on_base_grid, self.keep_probabilities)
-            return Answer(batch.files, batch.scan, answer)
+            return self.segmenter.segment(batch.prepared, self.on_base_grid, self.keep_probabilities)
         except UserError as error:
-            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {error}")
+            return f"{batch.files.paths[0]}: {error}"
         except (MemoryError, RuntimeError) as error:
-            return Answer(batch.files, failure=f"{batch.files.paths[0]}: {_out_of_memory(error)}")
+            return f"{batch.files.paths[0]}: {_out_of_memory(error)}"
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

@@ -6,7 +6,7 @@ from math import exp, fsum, log
 from typing import Literal, get_args
 
 from rare_lightning.data.geometry import Spacing
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, level_spacing
 
 RoutingStrategy = Literal["detail", "mean", "finest"]
 NEARLY = 0.1  # octaves, 7 %: a scan that is this much finer than a level still enters there
@@ -55,7 +55,7 @@ def route(
     """
     if level is not None and level not in level_strides:
         raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")
-    grids = {entry: _times(base_spacing, stride) for entry, stride in level_strides.items()}
+    grids = {entry: level_spacing(base_spacing, stride) for entry, stride in level_strides.items()}
     offsets = {
         entry: [log(mm / target) for mm, target in zip(spacing, grid, strict=True)] for entry, grid in grids.items()
     }
@@ -102,11 +102,6 @@ def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:
     if chosen == min(offsets):
         return chosen, "the finest level"
     return chosen, "stretches no axis beyond twice" if chosen in no_stretch else "the coarsest level"
-
-
-def _times(spacing: Spacing, stride: Size3) -> Spacing:
-    x, y, z = (mm * s for mm, s in zip(spacing, stride, strict=True))
-    return x, y, z
 
 
 def _mm(spacing: Spacing) -> str:

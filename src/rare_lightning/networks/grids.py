@@ -47,6 +47,12 @@ def level_stride(strides: Sequence[Size3], level: int) -> Size3:
     return x, y, z
 
 
+def level_spacing(spacing: Sequence[float], stride: Size3) -> tuple[float, float, float]:
+    """Spacing of a level in mm per axis, of that of the base grid and the level's stride."""
+    x, y, z = (mm * s for mm, s in zip(spacing, stride, strict=True))
+    return x, y, z
+
+
 def round_up(size: Sequence[int], multiple: Sequence[int]) -> Size3:
     """Smallest multiples that are not smaller."""
     x, y, z = (-(-n // m) * m for n, m in zip(size, multiple, strict=True))

@@ -1,4 +1,4 @@
-"""Heads: decoder features of a level -> logits, on the level grid (`PlainHead`) or the base grid (`SubVoxelHead`)."""
+"""Heads: decoder features of a level -> logits, on the level grid or, by a `SubVoxelHead`, on the base grid."""
 
 from math import prod
 from typing import Literal
@@ -11,13 +11,6 @@ from rare_lightning.networks.grids import Size3
 
 HeadKind = Literal["plain", "sub_voxel"]
 Grid = Literal["level", "base"]
-
-
-class PlainHead(nn.Conv3d):
-    """The paper's head: a 1x1x1 convolution, ``(B, F, d, h, w) -> (B, C, d, h, w)`` on the level grid."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
 
 
 class SubVoxelHead(nn.Module):
@@ -66,9 +59,9 @@ def make_head(
     normalization: Normalization,
     activation: Activation,
 ) -> nn.Module:
-    """Head of the level whose cumulative stride is ``stride``."""
+    """Head of the level whose cumulative stride is ``stride``; ``plain``, the paper's, answers on the level grid."""
     if kind == "plain":
-        return PlainHead(in_channels, out_channels)
+        return nn.Conv3d(in_channels, out_channels, 1)
     if kind == "sub_voxel":
         return SubVoxelHead(in_channels, out_channels, stride, normalization, activation)
     raise ValueError(f"head must be plain or sub_voxel: {kind}")
