@@ -265,6 +265,7 @@ class Segmenter:
             raise UserError(
                 f"needs {least:.1f} GiB of memory at level {level}, {kept / GIB:.1f} of it for the scan and the "
                 f"probabilities of {len(self.classes)} classes, and may use {memory / GIB:.1f}: raise --memory{deeper}"
+                f". {_extent(prepared.geometry)}"
             ) from error
 
     @torch.inference_mode()
@@ -308,7 +309,7 @@ class Segmenter:
         try:
             answer = self.probabilities(prepared, window)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"{error}. {_extent(prepared.geometry)}") from error
         return self.restore(answer, prepared, window, on_base_grid, keep_probabilities)
 
     def restore(
@@ -384,6 +385,12 @@ def _largest(sizes: Iterable[Sequence[int]]) -> Size3:
     """Along each axis."""
     x, y, z = (max(along) for along in zip(*sizes, strict=True))
     return x, y, z
+
+
+def _extent(geometry: Geometry) -> str:
+    """Of a scan, for those whose spacing is not what it should be."""
+    covered = "x".join(f"{n * mm:.4g}" for n, mm in zip(geometry.size, geometry.spacing, strict=True))
+    return f"By its spacing of {'x'.join(f'{mm:.4g}' for mm in geometry.spacing)} mm, the scan covers {covered} mm"
 
 
 def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geometry, Box]:
