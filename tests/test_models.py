@@ -142,6 +142,19 @@ def test_heads_are_made_anew_for_other_classes(earlier, tmp_path, caplog):
     assert any("heads" in name for name in new)
 
 
+def test_heads_are_made_anew_for_as_many_classes_in_another_order(phantom, earlier, tmp_path, caplog):
+    task = shutil.copytree(phantom, tmp_path / "task")
+    description = json.loads((task / "dataset.json").read_text())
+    names = description["labels"]
+    names["1"], names["2"] = names["2"], names["1"]
+    (task / "dataset.json").write_text(json.dumps(description))
+    with caplog.at_level("INFO"):
+        assert fit(task, tmp_path / "run", "--model.init_from", str(earlier), "--trainer.fast_dev_run", "1") == 0
+    (line,) = [record.getMessage() for record in caplog.records if "but for" in record.getMessage()]
+    new = line.split("but for ")[1].split(", ")
+    assert new == [f"heads.{level}.conv.{part}" for level in range(2) for part in ("bias", "weight")]
+
+
 def test_what_goes_on_does_not_begin_anew(phantom, earlier, tmp_path, caplog):
     more = ["--ckpt_path", str(earlier), "--model.init_from", "hippocampus", "--trainer.max_epochs", "2"]
     with caplog.at_level("INFO"):

@@ -1,6 +1,7 @@
 """What a checkpoint keeps of how its objects were made: class paths and arguments, never pickled objects."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,12 +51,14 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
 
 
-def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
+def begin_from(network: nn.Module, checkpoint: str | Path, classes: Sequence[str]) -> dict[str, Any]:
     """Give a network the weights of a checkpoint's that have its names and shapes, and say which it keeps of its own.
 
     Args:
         network: To train on; its heads are its own for other classes, its first convolution for other channels.
         checkpoint: File, or the name of a model that comes with the package.
+        classes: Of the task, in the order of the label values. With others than the checkpoint's, or in another order,
+            heads are the network's own even where they have as many.
 
     Returns:
         The checkpoint's content.
@@ -67,6 +70,9 @@ def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
     saved = network_weights(content)
     own = network.state_dict()
     fitting = {name: saved[name] for name in own if name in saved and saved[name].shape == own[name].shape}
+    if content["DecathlonDataModule"]["classes"] != list(classes):
+        for name in fitting.keys() & _of_classes(network):
+            del fitting[name]
     if len(fitting) < len(own) / 2:
         described = (content["hyper_parameters"].get("network"), _describe(network))
         before, now = (one.get("init_args", {}) if isinstance(one, dict) else {} for one in described)
@@ -81,6 +87,17 @@ def begin_from(network: nn.Module, checkpoint: str | Path) -> dict[str, Any]:
     others = sorted(own.keys() - fitting.keys())
     rank_zero_info(f"Weights of {checkpoint}, {'but for ' + ', '.join(others) if others else 'all of them'}")
     return content
+
+
+def _of_classes(network: nn.Module) -> set[str]:
+    """Names of the weights whose shapes follow from the number of classes."""
+    arguments = getattr(network, "init_args", {})
+    if "out_channels" not in arguments:
+        return set()
+    with torch.device("meta"):
+        other = type(network)(**{**arguments, "out_channels": arguments["out_channels"] + 1})
+    own = network.state_dict()
+    return {name for name, weight in other.state_dict().items() if weight.shape != own[name].shape}
 
 
 class Change(NamedTuple):

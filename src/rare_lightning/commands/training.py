@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ class RareCLI(LightningCLI):
                     f"({few(sorted(gone))}). Go on with the same data, or begin anew with --model.init_from"
                 )
         elif init_from is not None:
-            earlier = begin_from(self.model.network, init_from)
+            earlier = begin_from(self.model.network, init_from, self.datamodule.task.classes)
             self._say_what_was_seen(init_from, earlier["DecathlonDataModule"].get("split", {}))
             if (record := TrainingRecord.of(self.trainer)) is not None:
                 record.begins_from(init_from, earlier)
@@ -312,7 +313,7 @@ class RareCLI(LightningCLI):
             print(f"Run folder: {folder}")
             checkpoint = Path(best or folder / "checkpoints" / LAST)  # where no epoch was validated
             if checkpoint.exists():  # it is not after trainer.fast_dev_run
-                print(f"Next: rare test --ckpt_path {checkpoint}")
+                print(f"Next: rare test --ckpt_path {shlex.quote(str(checkpoint))}")
 
     def after_validate(self) -> None:
         """Say where the metrics are."""
@@ -391,6 +392,10 @@ def _refuse_what_cannot_hold(config: Namespace) -> None:
         raise UserError(
             f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
             "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
+        )
+    if config.checkpoint.mode == "max" and "loss" in (config.checkpoint.monitor or ""):
+        raise UserError(
+            f"checkpoint.monitor ({config.checkpoint.monitor}) is best where it is lowest: give --checkpoint.mode min"
         )
     if config.trainer.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
