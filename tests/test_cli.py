@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import nibabel as nib
 import numpy as np
 import pytest
@@ -441,6 +442,7 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
             ["--model.network", "rare_lightning.networks.UNet", "--data.levels", "4", "--data.depth", "3"],
             "level 4 is deeper than the 3 down-samplings",
         ),
+        (["--checkpoint.monitor", "val/loss"], "checkpoint.monitor (val/loss) is best where it is lowest: give"),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be 1 or more"),
         (["--model.objective.init_args.level_weights", "[1]"], "level_weights [1.0] must be one for each level"),
         (["--model.objective.init_args.level_weights", "[1, 2, 3]"], "level_weights [1.0, 2.0, 3.0] must be"),
@@ -603,7 +605,8 @@ def test_patches_that_are_too_small_are_answered_with_a_line(phantom, tmp_path, 
     for sanity_steps in ("0", "2"):  # training, and validation in windows of that size
         assert fit(phantom, tmp_path / sanity_steps, *deep, sanity_steps) == 1
         line = last_line(capsys.readouterr().err)
-        assert "too small" in line and "Give a larger data.patch_size" in line
+        assert "too small" in line and "Set a larger data.patch_size" in line
+        assert "hippocampus_0" in line
 
 
 def test_the_package_imports_what_is_asked_for():
@@ -614,3 +617,16 @@ def test_the_package_imports_what_is_asked_for():
     with pytest.raises(AttributeError, match="has no attribute 'RareUNet'"):
         rare_lightning.RareUNet  # noqa: B018  # the access itself is tested
     assert all(getattr(rare_lightning, name) for name in rare_lightning.__all__)
+
+
+class Terminates(L.Callback):
+    """As a batch system does whose time is up."""
+
+    def on_train_batch_end(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_training_that_is_ended_by_a_signal_says_so(phantom, tmp_path, capsys):
+    words = ["--trainer.callbacks+=tests.test_cli.Terminates", "--trainer.max_epochs", "3"]
+    assert fit(phantom, tmp_path / "run", *words) == 128 + signal.SIGTERM
+    assert_one_line("ended by SIGTERM. rare fit goes on from its last checkpoint", capsys.readouterr().err)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 import torch
 
 from rare_lightning.cli import main
+from rare_lightning.inference import PredictionModule
 from tests.inference.conftest import checkpoint, scan
 
 __all__ = ["checkpoint", "scan"]
@@ -238,3 +240,19 @@ def test_wrong_words_are_answered_with_a_line(words, message, code, checkpoint, 
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_signal_ends_a_prediction_after_the_scan_it_is_at(checkpoint, folder, tmp_path, monkeypatch, capsys):
+    segment = PredictionModule.predict_step
+
+    def terminated(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return segment(self, batch, batch_idx)
+
+    with monkeypatch.context() as context:
+        context.setattr(PredictionModule, "predict_step", terminated)
+        assert predict(checkpoint, [folder], tmp_path / "out") == 128 + signal.SIGTERM
+    assert "ended by SIGTERM. rare predict goes on with the same command and --resume" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    assert predict(checkpoint, [folder], tmp_path / "out", "--resume") == 0
+    assert len(volumes(tmp_path / "out")) == 2

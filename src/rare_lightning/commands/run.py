@@ -2,12 +2,14 @@
 
 import errno
 import logging
+import signal
 import sys
 import warnings
 
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rare_lightning.commands.tools import TOOLS, parser_of
 from rare_lightning.commands.training import train
@@ -22,6 +24,9 @@ LOST_LOADER = "DataLoader worker (pid"
 
 GOES_ON = "rare fit goes on from its last checkpoint with the same command and --resume."
 """Of a run that could not end."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a process that this signal ends."""
 
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""
@@ -41,6 +46,10 @@ def run(name: str, purpose: str, words: list[str]) -> int:
             TOOLS[name](**parser_of(name, purpose).parse_args(words[len(name.split()) :]).as_dict())
         else:
             train(words, purpose)
+    except SIGTERMException:  # which Lightning would end with exit code 0
+        goes_on = {"fit": f" {GOES_ON}", "predict": " rare predict goes on with the same command and --resume."}
+        print(f"rare: error: ended by SIGTERM.{goes_on.get(name, '')}", file=sys.stderr)
+        return TERMINATED
     except Exception as error:
         code, line = _answer(error, name)
         if line is None:
@@ -75,7 +84,8 @@ def _line_for(error: BaseException, command: str) -> str | None:
         return message
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room; {GOES_ON}"
+            then = f"; {GOES_ON}" if command == "fit" else "."
+            return f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room{then}"
         return None if error.filename is None else f"{error.filename}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return None

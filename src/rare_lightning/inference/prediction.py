@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +16,7 @@ from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.inference.segmenter import Prepared, Segmentation, Segmenter
+from rare_lightning.processes import end_with_parent
 
 OUT_OF_MEMORY = "ran out of memory: lower --memory for smaller windows, or enter at a deeper --level"
 
@@ -72,7 +74,9 @@ class ScanDataset(Dataset[ReadScan]):
 
     def loader(self, num_workers: int = 0) -> DataLoader[ReadScan]:
         """One case per batch, in order."""
-        return DataLoader(self, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0))
+        return DataLoader(
+            self, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0), worker_init_fn=_end_with_parent
+        )
 
 
 class PredictionModule(L.LightningModule):
@@ -95,6 +99,11 @@ class PredictionModule(L.LightningModule):
         """Nothing: the segmenter moves what its network needs."""
         return batch
 
+    def on_predict_batch_start(self, batch: ReadScan, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """End when asked to by a signal, as Lightning does in training alone."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+
     def predict_step(self, batch: ReadScan, batch_idx: int) -> Segmentation | str:
         """Segment a scan, or say why not."""
         if batch.prepared is None:
@@ -105,6 +114,11 @@ class PredictionModule(L.LightningModule):
             return f"{batch.files.paths[0]}: {error}"
         except (MemoryError, RuntimeError) as error:
             return f"{batch.files.paths[0]}: {_out_of_memory(error)}"
+
+
+def _end_with_parent(worker: int) -> None:
+    """A loader that waits to hand on its scan would outlive a process that is killed."""
+    end_with_parent()
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:
