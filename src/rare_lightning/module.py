@@ -134,8 +134,7 @@ class SegmentationModule(L.LightningModule):
             UserError: If the network does not take images of that size.
         """
         laid_out = {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
-        with _explained():
-            prediction: Prediction = self.network(laid_out)
+        prediction: Prediction = self.network(laid_out)
         return prediction
 
     def setup(self, stage: str) -> None:
@@ -152,7 +151,8 @@ class SegmentationModule(L.LightningModule):
         # The same in every process, and in a run that was interrupted. Epochs count on, as one may end within a cycle.
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
-        prediction = self({level: batch["image"][level] for level in levels})
+        with _explained(batch):
+            prediction = self({level: batch["image"][level] for level in levels})
         targets = self._targets(batch, levels)
         parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
         size = len(batch["case"])
@@ -181,7 +181,8 @@ class SegmentationModule(L.LightningModule):
         parts: dict[str, Tensor] = {}
         # In windows each level runs alone anyway, and of large volumes no two levels' answers fit into memory.
         for levels in [list(self.levels)] if self.window_size is None else [[level] for level in self.levels]:
-            prediction = self._predict_whole({level: batch["image"][level] for level in levels})
+            with _explained(batch):
+                prediction = self._predict_whole({level: batch["image"][level] for level in levels})
             within, targets = self._without_padding(prediction, batch)
             found = self.objective(within, targets, self.current_epoch)
             loss = found["loss"] * self.objective.share(levels, self.levels)
@@ -218,7 +219,8 @@ class SegmentationModule(L.LightningModule):
         """
         stride = self.network.level_stride(level)
         shape = batch["shape"][0].tolist()
-        logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
+        with _explained(batch):
+            logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
         softmax = logits.float().softmax(dim=1)
         on_level, on_base = on_level_and_base_grid(softmax, stride, self.network.answer_grid)
         predictions: dict[Truth, Tensor] = {
@@ -283,13 +285,12 @@ class SegmentationModule(L.LightningModule):
         if self.window_size is None:
             prediction: Prediction = self(images)
             return prediction
-        with _explained():
-            logits = {
-                level: segment_level(
-                    self.network, level, image.contiguous(memory_format=self.memory_format), self.window_size
-                )
-                for level, image in images.items()
-            }
+        logits = {
+            level: segment_level(
+                self.network, level, image.contiguous(memory_format=self.memory_format), self.window_size
+            )
+            for level, image in images.items()
+        }
         return Prediction(logits, {}, {})
 
     def _targets(self, batch: Batch, levels: Sequence[int]) -> Pyramid:
@@ -346,12 +347,13 @@ class SegmentationModule(L.LightningModule):
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Context: what a network says of images that it does not take is said with the settings that they follow from."""
+def _explained(batch: Batch) -> Iterator[None]:
+    """Context: what a network says of images that it does not take is said with their cases, and with what to set."""
     try:
         yield
     except ValueError as error:
-        raise UserError(f"{error}. Give a larger data.patch_size, or a smaller data.depth") from error
+        cases = ", ".join(batch["case"])
+        raise UserError(f"{cases}: {error}. Set a larger data.patch_size, or a smaller data.depth") from error
 
 
 def make_level_cycle(cycle: LevelCycle, levels: Sequence[int]) -> list[list[int]]:

@@ -184,6 +184,14 @@ def test_units_of_the_scanner_do_not_matter(normalize):
 
 
 @pytest.mark.parametrize("normalize", ["zscore", "percentile"])
+@pytest.mark.parametrize("unit", [1e-9, 1e-20, 1e9])
+def test_no_unit_is_too_small(normalize, unit):
+    data = torch.rand(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
+    settings = Preprocessing((1, 1, 1), normalize)
+    torch.testing.assert_close(settings.normalized(data * unit), settings.normalized(data), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "percentile"])
 def test_a_channel_without_contrast_becomes_zero(normalize):
     for value in (0.0, 7.0, 0.1):
         normalized = Preprocessing((1, 1, 1), normalize).normalized(torch.full((1, 4, 4, 4), value))

@@ -158,6 +158,7 @@ def test_files_that_belong_to_no_case_and_cases_that_are_gone_are_named(tmp_path
         ({"labels": {"0": "background"}}, "are not 0, 1, 2"),
         ({"labels": ["background", "x"]}, "not a dataset.json of the Decathlon or of nnU-Net"),
         ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
+        ({"labels": {"1": "x", "2": "y"}}, """'labels' names no background. Add "0": "background\""""),
         ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "'labels' holds regions of several values"),
         ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "'labels' holds 'ignore'"),
         ({"training": None}, "KeyError: 'training'.*a file of all channels or a list of one file each"),

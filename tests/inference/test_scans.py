@@ -233,3 +233,43 @@ def test_numbered_scans_of_several_channels_are_scans(image, suffix, tmp_path):
     found = find_scans([str(tmp_path)], channels=2)
     assert [scan.name for scan in found] == ["case_0000", "case_0001"]
     assert [len(read_scan(scan).array) for scan in found] == [2, 2]
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(2, 1), (4, 1), (0, 0)])
+def test_headers_that_name_two_orientations_are_refused(tmp_path, sform, qform):
+    path = tmp_path / "a.nii.gz"
+    turned, affine = np.diag([-1.0, -1, 1, 1]), np.eye(4)
+    affine[:3, 3] = 1  # the sform of a unit matrix is taken for the truth by both readers
+    scan = nib.Nifti1Image(np.arange(60, dtype="f4").reshape(3, 4, 5), affine)
+    scan.set_sform(affine, sform)
+    scan.set_qform(turned, qform)
+    scan.to_filename(path)
+    with pytest.raises(UserError, match=rf"its axes are \w+ by one .* \(sform_code {sform}, qform_code {qform}\)"):
+        read_scan(ScanFiles("a", (path,)))
+    scan.set_qform(affine, 1)  # now both say the same
+    scan.set_sform(affine, 1)
+    scan.to_filename(path)
+    assert read_scan(ScanFiles("a", (path,))).array.shape == (1, 3, 4, 5)
+
+
+def test_a_link_to_nothing_is_a_scan_that_cannot_be_read(image, tmp_path):
+    write(image, tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to("nowhere")
+    found = find_scans([str(tmp_path)])
+    assert [scan.name for scan in found] == ["a", "b"]
+    with pytest.raises(UserError, match="no such file"):
+        read_scan(found[1])
+
+
+def test_a_pattern_takes_no_answers(image, tmp_path):
+    for name in ("s1/a.nii.gz", "answers/a.nii.gz"):
+        write(image, tmp_path / name)
+    found = find_scans([str(tmp_path / "**" / "*.nii.gz")], besides=tmp_path / "answers")
+    assert [scan.paths for scan in found] == [((tmp_path / "s1" / "a.nii.gz"),)]
+    assert len(find_scans([str(tmp_path / "answers")], besides=tmp_path / "answers")) == 1  # if it was asked for
+
+
+def test_channels_on_a_grid_of_our_own_are_written_in_4d(image, tmp_path):
+    scan = read_scan(find_scans([str(write(image, tmp_path / "a.nrrd"))])[0])
+    write_array(np.ones((3, *scan.array.shape[1:]), "f4"), scan, tmp_path / "b.nii.gz")
+    assert nib.load(tmp_path / "b.nii.gz").shape == (*scan.array.shape[1:], 3)

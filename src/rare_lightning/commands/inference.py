@@ -65,8 +65,8 @@ def predict(
     segmenter = Segmenter(ckpt_path, routing, mirror, memory=memory, precision=precision)
     if level is not None and level not in segmenter.level_strides:
         raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
-    scans = find_scans(input, channels=len(segmenter.channels))
     folder = Path(output).expanduser()
+    scans = find_scans(input, channels=len(segmenter.channels), besides=folder)
     models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
     settings = {
         "model": models,

@@ -142,9 +142,9 @@ class Preprocessing:
         if self.normalize == "zscore":
             # Accumulated in double: sums over millions of voxels lose digits in float32.
             shift, scale = float(values.double().mean()), float(values.double().std())
-            return shift, max(scale, 1e-6 * abs(shift), 1e-8)  # less is rounding, of an even channel
+            return shift, max(scale, 1e-6 * abs(shift)) or 1.0  # less is rounding, of an even channel
         low, high = np.percentile(values.numpy(), [0.5, 99.5]).tolist()
-        return low, max(high - low, 1e-8)
+        return low, high - low or 1.0
 
     def _mask(self, channel: Tensor) -> Tensor:
         if self.foreground == "nonzero":

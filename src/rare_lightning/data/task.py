@@ -93,6 +93,10 @@ def read_task(root: Path | str) -> Task:
             "'channel_names', 'labels' and 'file_ending'."
         ) from error
     values, names = [value for value, _ in classes], [name for _, name in classes]
+    if values and 0 not in values:
+        raise UserError(
+            f"""{path}: 'labels' names no background. Add "0": "background", or "background": 0 as nnU-Net has it"""
+        )
     if values != list(range(len(values))) or len(values) < 2:
         renumbered = {str(i): name for i, name in enumerate(names)}
         raise UserError(

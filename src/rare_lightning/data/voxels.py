@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 
+from rare_lightning.data.geometry import read_geometry
 from rare_lightning.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
@@ -86,9 +87,10 @@ def read_nifti(path: Path) -> np.ndarray:
 
 
 def header_problem(path: Path) -> str | None:
-    """What is wrong with a NIfTI header that is of another version or gives two spacings; None if all is right.
+    """What is wrong with a NIfTI header that is of another version, or gives two spacings or orientations; or None.
 
     ITK goes by pixdim, and nibabel by the affine. Both are compared as nibabel has them: ITK brings micrometres to mm.
+    Of a sform and a qform that differ, or where the codes of both are 0, each takes another one.
 
     Raises:
         Exception: Whatever nibabel raises at broken bytes.
@@ -97,10 +99,17 @@ def header_problem(path: Path) -> str | None:
     if isinstance(image, nib.Nifti2Image):
         return "is of NIfTI-2, which ITK does not read; save it as NIfTI-1"
     given, by_affine = image.header.get_zooms()[:3], voxel_sizes(image.affine)
-    if np.allclose(given, by_affine, rtol=1e-3, atol=0):
+    if not np.allclose(given, by_affine, rtol=1e-3, atol=0):
+        pixdim, affine = ("x".join(f"{size:.4g}" for size in spacing) for spacing in (given, by_affine))
+        return f"its voxels are of {pixdim} by pixdim and of {affine} by its affine; set both to the truth"
+    one, other = ("".join(nib.aff2axcodes(affine)) for affine in (image.affine, read_geometry(str(path)).affine))
+    if one == other:
         return None
-    pixdim, affine = ("x".join(f"{size:.4g}" for size in spacing) for spacing in (given, by_affine))
-    return f"its voxels are of {pixdim} by pixdim and of {affine} by its affine; set both to the truth"
+    sform, qform = (int(image.header[f"{form}_code"]) for form in ("sform", "qform"))
+    return (
+        f"its axes are {one} by one reading of its header and {other} by another (sform_code {sform}, qform_code "
+        f"{qform}); set both forms to the truth, and their codes to 1"
+    )
 
 
 def reason(error: Exception) -> str:

@@ -72,7 +72,12 @@ class Scan:
         return np.stack([self.geometry.to_canonical(channel).astype(np.float32) for channel in self.array])
 
 
-def find_scans(inputs: Sequence[str], numbered_channels: bool = True, channels: int | None = None) -> list[ScanFiles]:
+def find_scans(
+    inputs: Sequence[str],
+    numbered_channels: bool = True,
+    channels: int | None = None,
+    besides: Path | None = None,
+) -> list[ScanFiles]:
     """Scans of files, folders of files, DICOM folders, globs and CSV lists, sorted by name.
 
     A CSV list has a header and one scan per line: ``image[,image2,...]``, one column per channel, and paths relative
@@ -83,6 +88,7 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True, channels: 
         numbered_channels: Files beside each other that are named ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ...
             (nnU-Net's way) are the channels of one scan, if the first has one; else a scan each.
         channels: Of each scan, where that is known. Of one, files with such names are scans.
+        besides: A folder, of whose files a pattern takes none: that of the answers.
 
     Raises:
         UserError: If nothing is found, a list leaves a channel out, or two scans would get answers of the same name.
@@ -95,6 +101,8 @@ def find_scans(inputs: Sequence[str], numbered_channels: bool = True, channels: 
             scans += _in_list(path)
             continue
         found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if besides is not None and not path.exists():
+            found = [match for match in found if besides.resolve() not in (match.resolve(), *match.resolve().parents)]
         if not found:
             raise UserError(f"{text}: no such file, folder or pattern")
         for place in found:
@@ -168,7 +176,8 @@ def write_array(array: np.ndarray, scan: Scan, path: Path) -> None:
             sitk.WriteImage(scan.geometry.stamp(array), str(temporary), useCompression=True)
         else:
             volumes = [scan.geometry.stamp(volume) for volume in array]
-            sitk.WriteImage(sitk.Compose(volumes), str(temporary), useCompression=True)
+            joined = sitk.JoinSeries(volumes) if is_nifti(path) else sitk.Compose(volumes)  # as 4D, or as vectors
+            sitk.WriteImage(joined, str(temporary), useCompression=True)
         # The data of .mhd and .nhdr first: the header that names it comes last.
         for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             os.replace(written, path.parent / written.name)
@@ -214,7 +223,9 @@ def _in_folder(folder: Path) -> tuple[list[ScanFiles], list[Path]]:
         inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    files = [path for path in inside if path.is_file() and suffix_of(path)]
+    files = [
+        path for path in inside if not path.is_dir() and suffix_of(path)
+    ]  # links to nothing too: they are reported
     if not files and _series_in(folder):
         return [ScanFiles(folder.resolve().name, (folder,))], []
     series = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]

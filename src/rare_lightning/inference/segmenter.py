@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -106,7 +106,8 @@ class Segmenter:
 
     Raises:
         UserError: If a file is not a checkpoint of ``rare fit``, the checkpoints do not belong together, are to see
-            mirror images and were trained on none, or to be mixed in precision and were exported.
+            mirror images and were trained on none, or to be mixed in precision and were exported; or there is no such
+            strategy or precision.
     """
 
     def __init__(
@@ -120,6 +121,12 @@ class Segmenter:
     ) -> None:
         if memory is not None and memory <= 0:
             raise UserError(f"memory ({memory:g} GiB) must be positive")
+        for word, value, known in (
+            ("precision", precision, get_args(Precision)),
+            ("strategy", strategy, get_args(RoutingStrategy)),
+        ):
+            if value not in known:
+                raise UserError(f"{word} ({value}) must be one of {', '.join(known)}")
         paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
         if not paths:
             raise UserError("there is no checkpoint to load")
