@@ -144,6 +144,7 @@ def test_what_cannot_be_found_is_said(image, tmp_path):
     (tmp_path / "dicom" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"junk" * 40)
     write(image, tmp_path / "x" / "a.nii.gz")
     write(image, tmp_path / "y" / "a.mha")
+    write(image, tmp_path / "z" / "x" / "a.mha")
     (tmp_path / "list.csv").write_text("scan\nx/a.nii.gz\n")
     (tmp_path / "blank.csv").write_text("image,image2,image3\nx/a.nii.gz,,y/a.mha\n")
     (tmp_path / "notes.txt").write_text("no image")
@@ -151,7 +152,7 @@ def test_what_cannot_be_found_is_said(image, tmp_path):
         (["empty"], "holds no images"),
         (["dicom"], "no DICOM series that can be read"),
         (["nothing"], "no such file, folder or pattern"),
-        (["x", "y"], "would both be answered as a"),
+        (["x", "z/x"], "would both be answered as x_a"),
         (["list.csv"], r"needs the header image\[,image2,...\]"),
         (["blank.csv"], "blank.csv: x/a.nii.gz,,y/a.mha has a blank between its channels"),
         (["notes.txt"], "not an image of a known format"),
@@ -273,3 +274,10 @@ def test_channels_on_a_grid_of_our_own_are_written_in_4d(image, tmp_path):
     scan = read_scan(find_scans([str(write(image, tmp_path / "a.nrrd"))])[0])
     write_array(np.ones((3, *scan.array.shape[1:]), "f4"), scan, tmp_path / "b.nii.gz")
     assert nib.load(tmp_path / "b.nii.gz").shape == (*scan.array.shape[1:], 3)
+
+
+def test_scans_of_one_name_are_called_by_their_folders_too(image, tmp_path):
+    for name in ("sub-1/T1.nii.gz", "sub-2/T1.nii.gz", "sub-2/T2.nii.gz"):
+        write(image, tmp_path / name)
+    assert names(tmp_path / "*" / "*.nii.gz") == ["T2", "sub-1_T1", "sub-2_T1"]
+    assert names(tmp_path / "sub-1", tmp_path / "sub-1" / "T1.nii.gz") == ["T1"]  # the same twice is one

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +13,7 @@ from rare_lightning.data.voxels import channels_first, header_problem, image_nam
 from rare_lightning.errors import UserError
 
 GEOMETRY_TOLERANCE = 1e-3
+VOXEL_TOLERANCE = 0.01  # of the finest axis: what headers round away moves no voxel
 """Largest difference between the affines of an image and its label, in mm."""
 
 
@@ -48,8 +50,8 @@ def find_problems(case: Case, task: Task) -> list[str]:
             problems.append(f"{path}: image shape {image.spatial_shape} differs from label shape {label.spatial_shape}")
         elif not np.allclose(image.spacing, label.spacing, atol=GEOMETRY_TOLERANCE):
             problems.append(f"{path}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
-        elif not np.allclose(image.affine, label.affine, atol=GEOMETRY_TOLERANCE):
-            problems.append(f"{path}: image and label lie at different places (their affines differ)")
+        elif (apart := _distance(image, label)) > VOXEL_TOLERANCE * min(image.spacing):
+            problems.append(f"{path}: image and label lie at different places, up to {apart:.3g} mm apart")
         if min(image.spatial_shape) < 2:
             problems.append(f"{path}: shape {image.spatial_shape} is not a 3D volume")
         if abs(np.linalg.det(image.affine)) < 1e-9 or not np.isfinite(image.affine).all():
@@ -83,6 +85,12 @@ def find_problems(case: Case, task: Task) -> list[str]:
             f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
         )
     return [f"{case.case_id}: {problem}" for problem in problems]
+
+
+def _distance(one: tio.Image, other: tio.Image) -> float:
+    """Between the places of a voxel in two images of one size, in mm, where it is largest."""
+    corners = np.array(list(product(*((0, n - 1) for n in one.spatial_shape), (1,)))).T
+    return float(np.linalg.norm(((one.affine - other.affine) @ corners)[:3], axis=0).max())
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

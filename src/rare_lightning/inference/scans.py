@@ -5,9 +5,10 @@ import glob
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -118,7 +119,7 @@ def find_scans(
         _grouped(files, channels) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
     )
     by_name: dict[str, ScanFiles] = {}
-    for scan in scans:
+    for scan in _told_apart(scans):
         other = by_name.setdefault(scan.name, scan)
         if other.paths != scan.paths:
             raise UserError(
@@ -126,6 +127,16 @@ def find_scans(
                 "folders, or rename one"
             )
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _told_apart(scans: Iterable[ScanFiles]) -> list[ScanFiles]:
+    """Scans of one name, as where each patient has a folder with T1.nii.gz, are called by their folders too."""
+    different = list(dict.fromkeys(scans))
+    times = Counter(scan.name for scan in different)
+    return [
+        replace(scan, name=f"{scan.paths[0].resolve().parent.name}_{scan.name}") if times[scan.name] > 1 else scan
+        for scan in different
+    ]
 
 
 def read_scan(scan: ScanFiles) -> Scan:
