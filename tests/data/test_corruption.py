@@ -328,7 +328,7 @@ def outcome(root, index, fault, seed, scratch):
     for (array, affine), (old, old_affine), path in zip(
         read(copy, spacing), before, (copy.images[0], copy.label), strict=True
     ):
-        if not np.allclose(affine, old_affine, atol=1e-3):
+        if not np.allclose(affine, old_affine, atol=1e-2):  # a hundredth of a voxel of 1 mm, as the check has it
             return f"missed: affine {affine.tolist()} of {path.name} was {old_affine.tolist()}"
         if not np.array_equal(array, old):
             told = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)[None]

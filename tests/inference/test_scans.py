@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.voxels import header_problem
 from rare_lightning.errors import UserError
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan, write_array
 
@@ -281,3 +282,14 @@ def test_scans_of_one_name_are_called_by_their_folders_too(image, tmp_path):
         write(image, tmp_path / name)
     assert names(tmp_path / "*" / "*.nii.gz") == ["T2", "sub-1_T1", "sub-2_T1"]
     assert names(tmp_path / "sub-1", tmp_path / "sub-1" / "T1.nii.gz") == ["T1"]  # the same twice is one
+
+
+def test_axes_that_are_not_at_right_angles_are_refused(tmp_path):
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.3
+    sheared[:3, 1] /= np.linalg.norm(sheared[:3, 1])
+    path = tmp_path / "a.nii.gz"
+    nib.Nifti1Image(np.ones((3, 4, 5), "f4"), sheared).to_filename(path)
+    assert "not at right angles" in header_problem(path)
+    with pytest.raises(UserError, match=r"a\.nii\.gz: "):
+        read_scan(ScanFiles("a", (path,)))

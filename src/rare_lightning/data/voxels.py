@@ -102,7 +102,11 @@ def header_problem(path: Path) -> str | None:
     if not np.allclose(given, by_affine, rtol=1e-3, atol=0):
         pixdim, affine = ("x".join(f"{size:.4g}" for size in spacing) for spacing in (given, by_affine))
         return f"its voxels are of {pixdim} by pixdim and of {affine} by its affine; set both to the truth"
-    one, other = ("".join(nib.aff2axcodes(affine)) for affine in (image.affine, read_geometry(str(path)).affine))
+    try:
+        geometry = read_geometry(str(path))
+    except UserError:
+        return "ITK cannot read its header, as where axes are not at right angles; resample it onto a grid of such"
+    one, other = ("".join(nib.aff2axcodes(affine)) for affine in (image.affine, geometry.affine))
     if one == other:
         return None
     sform, qform = (int(image.header[f"{form}_code"]) for form in ("sform", "qform"))
