@@ -131,7 +131,7 @@ class SegmentationModule(L.LightningModule):
         """Level -> ``(B, C_in, D_l, H_l, W_l)`` to logits and features by level.
 
         Raises:
-            UserError: If the network does not take images of that size.
+            ValueError: If the network does not take images of that size.
         """
         laid_out = {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
         prediction: Prediction = self.network(laid_out)

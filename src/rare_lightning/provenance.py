@@ -23,12 +23,17 @@ PACKAGES = ("rare-lightning", "torch", "lightning", "torchio", "monai", "pytorch
 def describe_process() -> dict[str, Any]:
     """Command, seed, commit, versions and hardware of this process; plain values."""
     return {
-        "command": shlex.join(map(_without_folders, sys.argv)),
+        "command": command_line(),
         "seed": run_seed(),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
     }
+
+
+def command_line() -> str:
+    """Words that this process was started with."""
+    return shlex.join(map(_without_folders, sys.argv))
 
 
 def run_seed() -> int | None:

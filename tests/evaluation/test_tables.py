@@ -7,11 +7,11 @@ import re
 import pytest
 from rich.console import Console
 
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import Row
 from rare_lightning.evaluation.tables import (
     describe_summary,
-    format_spacing,
     mean_defined,
     read_cases,
     summarize,

@@ -21,7 +21,7 @@ from rare_lightning.evaluation.tables import (
     write_scores,
 )
 from rare_lightning.module import LevelResult, SegmentationModule
-from rare_lightning.provenance import describe_process
+from rare_lightning.provenance import command_line
 from rare_lightning.run_folder import unused
 
 
@@ -102,7 +102,7 @@ class TestReport(L.Callback):
             return
         except (OSError, ValueError, LookupError, TypeError):
             earlier = None
-        if earlier != describe_process()["command"]:
+        if earlier != command_line():
             kept = self.folder.rename(unused(self.folder))
             print(f"The report of an earlier test ({earlier or 'unknown'}) lies in {kept} now")
 

@@ -92,6 +92,11 @@ class Geometry:
         return orientation
 
 
+def format_spacing(spacing: Sequence[float]) -> str:
+    """``(1.0, 1.0, 2.5)`` -> ``1x1x2.5``."""
+    return "x".join(f"{mm:.4g}" for mm in spacing)
+
+
 def read_geometry(path: str) -> Geometry:
     """Geometry of a file, from its header alone.
 

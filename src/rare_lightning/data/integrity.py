@@ -12,9 +12,11 @@ from rare_lightning.data.task import Case, Task
 from rare_lightning.data.voxels import channels_first, header_problem, image_name, is_nifti, read_nifti, reason
 from rare_lightning.errors import UserError
 
-GEOMETRY_TOLERANCE = 1e-3
-VOXEL_TOLERANCE = 0.01  # of the finest axis: what headers round away moves no voxel
-"""Largest difference between the affines of an image and its label, in mm."""
+SPACING_TOLERANCE = 1e-3
+"""Largest difference between the spacings of an image and its label, in mm."""
+
+PLACE_TOLERANCE = 0.01
+"""Largest distance between a voxel's places in both, of the finest spacing: what headers round away moves no voxel."""
 
 
 def find_problems(case: Case, task: Task) -> list[str]:
@@ -48,9 +50,9 @@ def find_problems(case: Case, task: Task) -> list[str]:
     for path, image, data in images:
         if image.spatial_shape != label.spatial_shape:
             problems.append(f"{path}: image shape {image.spatial_shape} differs from label shape {label.spatial_shape}")
-        elif not np.allclose(image.spacing, label.spacing, atol=GEOMETRY_TOLERANCE):
+        elif not np.allclose(image.spacing, label.spacing, atol=SPACING_TOLERANCE):
             problems.append(f"{path}: image spacing {image.spacing} mm differs from label spacing {label.spacing} mm")
-        elif (apart := _distance(image, label)) > VOXEL_TOLERANCE * min(image.spacing):
+        elif (apart := _distance(image, label)) > PLACE_TOLERANCE * min(image.spacing):
             problems.append(f"{path}: image and label lie at different places, up to {apart:.3g} mm apart")
         if min(image.spatial_shape) < 2:
             problems.append(f"{path}: shape {image.spatial_shape} is not a 3D volume")

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 
-from rare_lightning.data.geometry import read_geometry
+from rare_lightning.data.geometry import format_spacing, read_geometry
 from rare_lightning.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
@@ -100,7 +100,7 @@ def header_problem(path: Path) -> str | None:
         return "is of NIfTI-2, which ITK does not read; save it as NIfTI-1"
     given, by_affine = image.header.get_zooms()[:3], voxel_sizes(image.affine)
     if not np.allclose(given, by_affine, rtol=1e-3, atol=0):
-        pixdim, affine = ("x".join(f"{size:.4g}" for size in spacing) for spacing in (given, by_affine))
+        pixdim, affine = format_spacing(given), format_spacing(by_affine)
         return f"its voxels are of {pixdim} by pixdim and of {affine} by its affine; set both to the truth"
     try:
         geometry = read_geometry(str(path))

@@ -7,9 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
-from rare_lightning.evaluation.tables import format_spacing, read_cases, same_spacing
+from rare_lightning.evaluation.tables import read_cases, same_spacing
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.tables import format_spacing, mean_defined
+from rare_lightning.evaluation.tables import mean_defined
 from rare_lightning.files import replacing
 from rare_lightning.metrics.scores import dice
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Row, Truth
 from rare_lightning.files import replacing
@@ -21,11 +22,6 @@ from rare_lightning.provenance import describe_process
 
 RANGES = {"dice": (0, 1), "hd95_mm": (0, math.inf), "nsd": (0, 1), "volume_diff": (-1, math.inf)}
 COLUMNS = ["case", "level", "spacing_mm", "truth", "class", *Scores._fields]
-
-
-def format_spacing(spacing: Sequence[float]) -> str:
-    """``(1.0, 1.0, 2.5)`` -> ``1x1x2.5``."""
-    return "x".join(f"{mm:.4g}" for mm in spacing)
 
 
 def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.geometry import Geometry, read_geometry
 from rare_lightning.data.voxels import (
     SUFFIXES,
     are_channels,
@@ -101,9 +101,7 @@ def find_scans(
         if path.suffix.lower() == ".csv" and not path.is_dir():
             scans += _in_list(path)
             continue
-        found = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        if besides is not None and not path.exists():
-            found = [match for match in found if besides.resolve() not in (match.resolve(), *match.resolve().parents)]
+        found = [path] if path.exists() else _matches(path, besides)
         if not found:
             raise UserError(f"{text}: no such file, folder or pattern")
         for place in found:
@@ -120,13 +118,21 @@ def find_scans(
     )
     by_name: dict[str, ScanFiles] = {}
     for scan in _told_apart(scans):
-        other = by_name.setdefault(scan.name, scan)
-        if other.paths != scan.paths:
+        if (other := by_name.setdefault(scan.name, scan)) is not scan:
             raise UserError(
                 f"{other.paths[0]} and {scan.paths[0]} would both be answered as {scan.name}: predict them into two "
                 "folders, or rename one"
             )
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _matches(pattern: Path, besides: Path | None) -> list[Path]:
+    """What a pattern finds, but for a folder and all within it."""
+    found = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    if besides is None:
+        return found
+    folder = besides.resolve()
+    return [path for path in found if not path.resolve().is_relative_to(folder)]
 
 
 def _told_apart(scans: Iterable[ScanFiles]) -> list[ScanFiles]:
@@ -278,10 +284,7 @@ def _read(path: Path) -> tuple[list[np.ndarray], Geometry]:
             volumes = list(channels_first(read_nifti(path)))
             if problem := header_problem(path):
                 raise UserError(f"{path}: {problem}")
-            header = sitk.ImageFileReader()
-            header.SetFileName(str(path))
-            header.ReadImageInformation()
-            return volumes, Geometry.of(header)
+            return volumes, read_geometry(str(path))
         image = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
         volumes = channels_of(image, str(path))
         return volumes, Geometry.of(image)

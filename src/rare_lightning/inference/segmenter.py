@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rare_lightning.configuration import network_weights, read_checkpoint
 from rare_lightning.data.cropping import Box, content_box
-from rare_lightning.data.geometry import Geometry, canonical_geometry, level_affine
+from rare_lightning.data.geometry import Geometry, canonical_geometry, format_spacing, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
@@ -396,8 +396,8 @@ def _largest(sizes: Iterable[Sequence[int]]) -> Size3:
 
 def _extent(geometry: Geometry) -> str:
     """Of a scan, for those whose spacing is not what it should be."""
-    covered = "x".join(f"{n * mm:.4g}" for n, mm in zip(geometry.size, geometry.spacing, strict=True))
-    return f"By its spacing of {'x'.join(f'{mm:.4g}' for mm in geometry.spacing)} mm, the scan covers {covered} mm"
+    covered = [n * mm for n, mm in zip(geometry.size, geometry.spacing, strict=True)]
+    return f"By its spacing of {format_spacing(geometry.spacing)} mm, the scan covers {format_spacing(covered)} mm"
 
 
 def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geometry, Box]:
