@@ -500,6 +500,16 @@ def test_a_killed_loader_process_is_answered_with_what_to_do(phantom, tmp_path, 
     assert_one_line("--data.num_workers", capsys.readouterr().err)
 
 
+def test_a_loader_process_that_a_job_ends_with_is_none_that_was_killed(phantom, tmp_path, monkeypatch, capsys):
+    def terminated(*_):
+        for process in (os.getppid(), os.getpid()):
+            os.kill(process, signal.SIGTERM)
+
+    monkeypatch.setattr(WholeVolumes, "__getitem__", terminated)
+    assert fit(phantom, tmp_path / "run", "--data.num_workers", "1") == 128 + signal.SIGTERM
+    assert_one_line("ended by SIGTERM. rare fit", capsys.readouterr().err)
+
+
 def test_a_mistake_that_a_loader_process_meets_gets_one_line(phantom, tmp_path, capsys):
     words = ["--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "1"]
     assert fit(phantom, tmp_path / "run", *words, "--trainer.fast_dev_run", "1") == 0
@@ -619,14 +629,22 @@ def test_the_package_imports_what_is_asked_for():
     assert all(getattr(rare_lightning, name) for name in rare_lightning.__all__)
 
 
-class Terminates(L.Callback):
-    """As a batch system does whose time is up."""
+class Signals(L.Callback):
+    """As a batch system does whose time is up, or a user at the keyboard."""
+
+    def __init__(self, number: int):
+        self.number = number
 
     def on_train_batch_end(self, *args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
 
 
-def test_a_training_that_is_ended_by_a_signal_says_so(phantom, tmp_path, capsys):
-    words = ["--trainer.callbacks+=tests.test_cli.Terminates", "--trainer.max_epochs", "3"]
-    assert fit(phantom, tmp_path / "run", *words) == 128 + signal.SIGTERM
-    assert_one_line("ended by SIGTERM. rare fit goes on from its last checkpoint", capsys.readouterr().err)
+@pytest.mark.parametrize("cause", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_ended_by_a_signal_says_so(phantom, tmp_path, cause, capsys):
+    words = ["--trainer.callbacks+=tests.test_cli.Signals", "--trainer.callbacks.number", str(int(cause))]
+    before = signal.getsignal(signal.SIGINT)  # Lightning's end of a run lets no other Ctrl-C through
+    try:
+        assert fit(phantom, tmp_path / "run", *words, "--trainer.max_epochs", "3") == 128 + cause
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_one_line(f"ended by {cause.name}. rare fit goes on from its last checkpoint", capsys.readouterr().err)

@@ -14,8 +14,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.cli import main
-from rare_lightning.inference import PredictionModule
 from tests.inference.conftest import checkpoint, scan
 
 __all__ = ["checkpoint", "scan"]
@@ -242,17 +242,22 @@ def test_wrong_words_are_answered_with_a_line(words, message, code, checkpoint, 
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_signal_ends_a_prediction_after_the_scan_it_is_at(checkpoint, folder, tmp_path, monkeypatch, capsys):
-    segment = PredictionModule.predict_step
+@pytest.mark.parametrize("cause", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_prediction_whose_answers_are_kept(checkpoint, folder, tmp_path, monkeypatch, cause, capsys):
+    write = PredictionWriter.write_on_batch_end
 
-    def terminated(self, batch, batch_idx):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return segment(self, batch, batch_idx)
+    def signalled(self, *args):
+        write(self, *args)
+        os.kill(os.getpid(), cause)
 
-    with monkeypatch.context() as context:
-        context.setattr(PredictionModule, "predict_step", terminated)
-        assert predict(checkpoint, [folder], tmp_path / "out") == 128 + signal.SIGTERM
-    assert "ended by SIGTERM. rare predict goes on with the same command and --resume" in capsys.readouterr().err
-    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    before = signal.getsignal(signal.SIGINT)  # Lightning's end of a run lets no other Ctrl-C through
+    try:
+        with monkeypatch.context() as context:
+            context.setattr(PredictionWriter, "write_on_batch_end", signalled)
+            assert predict(checkpoint, [folder], tmp_path / "out") == 128 + cause
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"ended by {cause.name}. rare predict goes on with the same command and --resume" in capsys.readouterr().err
+    assert len(volumes(tmp_path / "out")) == 1
     assert predict(checkpoint, [folder], tmp_path / "out", "--resume") == 0
     assert len(volumes(tmp_path / "out")) == 2

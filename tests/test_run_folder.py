@@ -10,9 +10,22 @@ import yaml
 from jsonargparse import Namespace
 
 from rare_lightning.errors import UserError
-from rare_lightning.run_folder import log_into, settings_of_training, unused
+from rare_lightning.run_folder import log_into, only_writer, settings_of_training, unused
 
 TINY = Path(__file__).parent / "conf" / "tiny.yaml"
+
+
+def test_one_training_at_a_time_writes_into_a_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("rare_lightning.run_folder.SECONDS_TO_END", 0.1)
+    with (
+        only_writer(tmp_path / "run"),
+        pytest.raises(UserError, match="another rare fit writes into this run folder"),
+        only_writer(tmp_path / "run"),
+    ):
+        pass
+    with only_writer(tmp_path / "run"):
+        pass
+    assert not any((tmp_path / "run").iterdir())
 
 
 def wandb_logger(**settings):

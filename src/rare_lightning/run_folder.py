@@ -4,18 +4,24 @@ import importlib
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from rare_lightning.errors import UserError
 
 MODULE = "rare_lightning.loggers."
+LOCK = ".lock"
+SECONDS_TO_END = 15.0
+"""That loader processes of a run that was killed take to see so; they hold its lock until then."""
+
 OURS = {"WandbLogger": "WandbRunLogger", "TensorBoardLogger": "TensorBoardRunLogger"}  # instead of Lightning's
 
 
@@ -36,11 +42,31 @@ def refuse_folder_in_use(folder: Path, checkpoint: str | None) -> None:
         UserError: If the folder holds something else.
     """
     resumes = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    if folder.exists() and any(folder.iterdir()) and not resumes:
+    if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK} and not resumes:
         raise UserError(
             f"{folder}: this run folder is in use. Choose another --run_dir, or go on with its run: the same command "
             "with --resume"
         )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Context: no other ``rare fit`` writes into the run folder, on this machine or a shared disk.
+
+    Raises:
+        UserError: If another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=SECONDS_TO_END)
+    except Timeout:
+        raise UserError(f"{folder}: another rare fit writes into this run folder. Choose another --run_dir") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while held: who waits for it sees that and makes a new one
+        lock.release()
 
 
 def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:

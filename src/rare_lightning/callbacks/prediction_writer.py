@@ -125,6 +125,11 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self.write_volumes()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Of a run that is interrupted, put what there is into the table."""
+        if trainer.is_global_zero:
+            self.write_volumes()
+
     def write_volumes(self) -> None:
         """One table of all cases in the folder that have a label map, those of earlier runs too."""
         rows = []

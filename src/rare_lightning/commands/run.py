@@ -22,11 +22,11 @@ NO_MEMORY = "can't allocate memory"
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
 
-GOES_ON = "rare fit goes on from its last checkpoint with the same command and --resume."
-"""Of a run that could not end."""
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a process that this signal ends."""
+GOES_ON = {
+    "fit": "rare fit goes on from its last checkpoint with the same command and --resume.",
+    "predict": "rare predict goes on with the same command and --resume.",
+}
+"""What to do about a command that could not end."""
 
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""
@@ -47,9 +47,13 @@ def run(name: str, purpose: str, words: list[str]) -> int:
         else:
             train(words, purpose)
     except SIGTERMException:  # which Lightning would end with exit code 0
-        goes_on = {"fit": f" {GOES_ON}", "predict": " rare predict goes on with the same command and --resume."}
-        print(f"rare: error: ended by SIGTERM.{goes_on.get(name, '')}", file=sys.stderr)
-        return TERMINATED
+        return _ended_by(signal.SIGTERM, name)
+    except KeyboardInterrupt:
+        return _ended_by(signal.SIGINT, name)
+    except SystemExit as ending:
+        if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning's answer to it
+            return _ended_by(signal.SIGINT, name)
+        raise
     except Exception as error:
         code, line = _answer(error, name)
         if line is None:
@@ -57,6 +61,12 @@ def run(name: str, purpose: str, words: list[str]) -> int:
         print(f"rare: error: {line}", file=sys.stderr)
         return code
     return 0
+
+
+def _ended_by(cause: signal.Signals, command: str) -> int:
+    """Exit code of a process that this signal ends, and a line."""
+    print(f"rare: error: ended by {cause.name}. {GOES_ON.get(command, '')}".rstrip(), file=sys.stderr)
+    return 128 + cause
 
 
 def _answer(error: Exception, command: str) -> tuple[int, str | None]:
@@ -84,8 +94,8 @@ def _line_for(error: BaseException, command: str) -> str | None:
         return message
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            then = f"; {GOES_ON}" if command == "fit" else "."
-            return f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room{then}"
+            then = GOES_ON.get(command, "")
+            return f"{error.filename or 'a file'}: cannot be written ({error.strerror}). Make room. {then}".rstrip()
         return None if error.filename is None else f"{error.filename}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return None
@@ -99,7 +109,7 @@ def _line_for(error: BaseException, command: str) -> str | None:
     if message.startswith(LOST_LOADER):
         return (
             f"a loader process was killed ({message}): memory, or what /dev/shm has of it, may be full. Give a smaller "
-            f"--data.num_workers, 0 for no such process; {GOES_ON}"
+            f"--data.num_workers, 0 for no such process. {GOES_ON.get(command, '')}".rstrip()
         )
     # Of another process, or of a callback that monitors what nothing logs.
     return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)

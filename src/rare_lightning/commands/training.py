@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
 from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
@@ -29,7 +31,15 @@ from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import end_with_parent
 from rare_lightning.provenance import describe_process
-from rare_lightning.run_folder import log_into, refuse_folder_in_use, run_folder, settings_of_training, unused
+from rare_lightning.run_folder import (
+    LOCK,
+    log_into,
+    only_writer,
+    refuse_folder_in_use,
+    run_folder,
+    settings_of_training,
+    unused,
+)
 
 ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
 """Settings that change nothing but where and how fast a run goes."""
@@ -239,6 +249,17 @@ class RareCLI(LightningCLI):
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As the only one that writes into the folder of a training: its first process watches over that."""
+        writes = subcommand == "fit" and self.trainer.is_global_zero
+        with only_writer(Path(self.trainer.default_root_dir)) if writes else nullcontext():
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError as error:
+                if self.trainer.received_sigterm:  # as loader processes did, whose end is seen first
+                    raise SIGTERMException from error
+                raise
+
     def before_fit(self) -> None:
         """Begin from what is given, and say what is known to make a run slow or worse, or its scores flatter."""
         init_from = self.config[self.subcommand].model.init_from
@@ -410,7 +431,7 @@ def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
     last = find_last(folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # A run that is killed in its first moments has its loggers' folders, and no config.yaml yet.
-    if last is None and there - {"logs", "wandb", "tensorboard"} and "config.yaml" not in there:
+    if last is None and there - {"logs", "wandb", "tensorboard", LOCK} and "config.yaml" not in there:
         raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
     return None if last is None else str(last)
 
