@@ -573,11 +573,22 @@ def test_broken_data_is_listed_before_training(phantom, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_that_no_case_has_is_named(phantom, tmp_path, capsys, caplog):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    facts = json.loads((root / "dataset.json").read_text())
+    facts["labels"]["3"] = "Tail"
+    (root / "dataset.json").write_text(json.dumps(facts))
+    assert main(["data", "check", str(root)]) == 0
+    assert "Tail: in no cases" in capsys.readouterr().out
+    assert fit(root, tmp_path / "run", "--trainer.fast_dev_run", "1") == 0
+    assert "no training case has Tail" in caplog.text
+
+
 def test_tools_and_help_read_well(capsys, tmp_path):
     root = tmp_path / "task"
     assert main(["phantom", str(root), "--cases", "2", "--size", "[24, 24, 24]"]) == 0
     assert main(["data", "check", str(root)]) == 0
-    assert "2 cases, no problems" in capsys.readouterr().out
+    assert "2 cases, no problems\n  Anterior: in 2 cases\n  Posterior: in 2 cases" in capsys.readouterr().out
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
     for name in COMMANDS:

@@ -4,7 +4,7 @@ import importlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count, takewhile
 from pathlib import Path
@@ -67,6 +67,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while held: who waits for it sees that and makes a new one
         lock.release()
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:

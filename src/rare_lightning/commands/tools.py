@@ -11,12 +11,12 @@ from rare_lightning.commands.models import models
 from rare_lightning.dashboard import dashboard
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
-from rare_lightning.data.integrity import check_cases
+from rare_lightning.data.integrity import cases_by_class, check_cases
 from rare_lightning.data.task import read_task
 
 
 def check_data(root: str) -> None:
-    """Check every case of a task and list all problems.
+    """Check every case of a task, list all problems, and count the cases that have each class.
 
     Args:
         root: Folder with dataset.json.
@@ -27,6 +27,8 @@ def check_data(root: str) -> None:
     task = read_task(root)
     check_cases(task, task.cases)
     print(f"{root}: {len(task.cases)} cases, no problems")
+    for name, count in cases_by_class(task).items():
+        print(f"  {name}: in {count or 'no'} case{'' if count == 1 else 's'}")
 
 
 # Words that take lists, which jsonargparse would want in brackets.

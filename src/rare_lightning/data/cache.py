@@ -99,10 +99,14 @@ class CachedCase:
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not what preprocessing wrote ({error}). Remove {self.folder}") from error
 
+    @property
+    def classes(self) -> set[int]:
+        """Foreground values of the label."""
+        return set(np.unique(self.foreground[:, 0]).tolist())
+
     def fits(self, task: Task) -> bool:
         """Whether the task has as many channels as the image, and a class for each value of the label."""
-        highest = int(self.foreground[:, 0].max(initial=0))
-        return self.image.shape[0] == len(task.channels) and highest < len(task.classes)
+        return self.image.shape[0] == len(task.channels) and max(self.classes, default=0) < len(task.classes)
 
 
 def cache_key(case: Case, preprocessing: Preprocessing) -> str:

@@ -198,6 +198,9 @@ class DecathlonDataModule(L.LightningDataModule):
         """
         seed = run_seed() or 0
         cases = self._cached(self.split.train)
+        seen = set().union(*(case.classes for case in cases.cases))
+        if unseen := [name for value, name in enumerate(self.task.classes) if value > 0 and value not in seen]:
+            rank_zero_info(f"{self.root}: no training case has {few(unseen)}, which the network will not learn")
         dataset = TrainingPatches(
             cases,
             self.patch_size,

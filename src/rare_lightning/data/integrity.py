@@ -137,3 +137,11 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
         raise UserError(
             f"{task.root}: {len(problems)} problem(s). Mend these cases or take them out of the task:\n  {listing}"
         )
+
+
+def cases_by_class(task: Task) -> dict[str, int]:
+    """In how many of a task's labels each foreground class occurs."""
+    counts = Counter(
+        value for case in task.cases for value in np.unique(tio.LabelMap(case.label).numpy().astype(int)).tolist()
+    )
+    return {name: counts[value] for value, name in enumerate(task.classes) if value > 0}
