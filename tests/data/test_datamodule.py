@@ -169,6 +169,7 @@ def test_an_emptied_cache_is_filled_again(phantom, tmp_path):
         ({"spacing": [1.0, 1.0, 0.0]}, "three positive numbers"),
         ({"spacing": [1.0, 1.0, float("nan")]}, "three positive numbers"),
         ({"levels": -1}, r"data.levels \(-1\) must be 0 or more"),
+        ({"foreground_fraction": 0.5}, "without a data.patch_size volumes are taken whole"),
         ({"foreground_fraction": 2.0}, r"data.foreground_fraction \(2.0\) must be a share"),
         ({"batch_size": 9}, "an epoch of 2 patches is less than a step of 1 x 9: lower data.batch_size"),
         ({"root": "/nowhere"}, "dataset.json: not found"),

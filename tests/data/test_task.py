@@ -151,6 +151,13 @@ def test_files_that_belong_to_no_case_and_cases_that_are_gone_are_named(tmp_path
         read_task(tmp_path)
 
 
+def test_cases_whose_files_are_called_alike_are_told_apart_by_their_folders(tmp_path):
+    patients = [{"image": f"sub-{i}/T1.nii.gz", "label": f"sub-{i}/mask.nii.gz"} for i in (2, 1)]
+    other = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
+    task = read_task(write(tmp_path, training=[*patients, other, other]))
+    assert [case.case_id for case in task.cases] == ["a", "a", "sub-1_T1", "sub-2_T1"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,8 +166,8 @@ def test_files_that_belong_to_no_case_and_cases_that_are_gone_are_named(tmp_path
         ({"labels": ["background", "x"]}, "not a dataset.json of the Decathlon or of nnU-Net"),
         ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
         ({"labels": {"1": "x", "2": "y"}}, """'labels' names no background. Add "0": "background\""""),
-        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "'labels' holds regions of several values"),
-        ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "'labels' holds 'ignore'"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "dataset.json: 'labels' holds regions of several values"),
+        ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "dataset.json: 'labels' holds 'ignore'"),
         ({"training": None}, "KeyError: 'training'.*a file of all channels or a list of one file each"),
         (
             {"training": [{"image": [], "label": "a.nii"}]},

@@ -107,6 +107,11 @@ class DecathlonDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name} ({value}) must be {least} or more")
         if not 0 <= foreground_fraction <= 1:
             raise UserError(f"data.foreground_fraction ({foreground_fraction}) must be a share between 0 and 1")
+        if foreground_fraction and patch_size is None:
+            raise UserError(
+                f"data.foreground_fraction ({foreground_fraction}) places patches, and without a data.patch_size "
+                "volumes are taken whole: set it to 0"
+            )
         self.root = root
         try:
             stages = stage_strides(depth, strides)

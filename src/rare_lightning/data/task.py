@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rare_lightning.data.voxels import SUFFIXES, case_id_of, channel_stem, image_name, suffix_of
+from rare_lightning.data.voxels import SUFFIXES, case_id_of, channel_stem, image_name, suffix_of, told_apart
 from rare_lightning.errors import UserError
+
+ONE_CLASS = "where each voxel must be of one class. Write label maps and names of single classes"
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,10 @@ def read_task(root: Path | str) -> Task:
         channels = content["modality"] if "modality" in content else content["channel_names"]
         labels = content["labels"].items()
         if any(isinstance(value, list) for _, value in labels):
-            raise ValueError("'labels' holds regions of several values, where each voxel is to be of one class")
+            raise UserError(f"{path}: 'labels' holds regions of several values, {ONE_CLASS}")
         if all(isinstance(value, int) for _, value in labels):  # nnU-Net's, by name
             if "ignore" in content["labels"]:
-                raise ValueError("'labels' holds 'ignore', where each voxel is to be of one class")
+                raise UserError(f"{path}: 'labels' holds 'ignore', {ONE_CLASS}")
             labels = [(value, name) for name, value in labels]
         classes = sorted((int(value), str(name)) for value, name in labels)
         channel_names = tuple(str(channels[key]) for key in sorted(channels, key=int))
@@ -92,6 +94,8 @@ def read_task(root: Path | str) -> Task:
             "of {'image': ..., 'label': ...} with a file of all channels or a list of one file each; or nnU-Net's "
             "'channel_names', 'labels' and 'file_ending'."
         ) from error
+    case_ids = told_apart([case.case_id for case in cases], [case.images[0] for case in cases])
+    cases = [replace(case, case_id=case_id) for case, case_id in zip(cases, case_ids, strict=True)]
     values, names = [value for value, _ in classes], [name for _, name in classes]
     if values and 0 not in values:
         raise UserError(

@@ -3,6 +3,7 @@
 import gzip
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -56,6 +57,20 @@ def case_id_of(paths: Sequence[Path]) -> str:
     common = "".join(first for first, *_ in takewhile(lambda each: len(set(each)) == 1, words)).rstrip("_. -")
     folder = paths[0].parent.name if len({path.parent for path in paths}) == 1 else ""
     return common or folder or names[0]
+
+
+def told_apart(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Names of scans; by their folders too where several share one, as each patient's ``T1.nii.gz`` does.
+
+    Args:
+        names: As :func:`case_id_of` gives them.
+        paths: A file of each.
+    """
+    times = Counter(name for name, _ in {*zip(names, paths, strict=True)})
+    return [
+        f"{path.resolve().parent.name}_{name}" if times[name] > 1 else name
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def is_nifti(path: Path) -> bool:

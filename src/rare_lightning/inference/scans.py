@@ -5,7 +5,6 @@ import glob
 import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from rare_lightning.data.voxels import (
     read_nifti,
     reason,
     suffix_of,
+    told_apart,
 )
 from rare_lightning.errors import UserError
 
@@ -117,7 +117,8 @@ def find_scans(
         _grouped(files, channels) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
     )
     by_name: dict[str, ScanFiles] = {}
-    for scan in _told_apart(scans):
+    names = told_apart([scan.name for scan in scans], [scan.paths[0] for scan in scans])
+    for scan in (replace(scan, name=name) for scan, name in zip(scans, names, strict=True)):
         if (other := by_name.setdefault(scan.name, scan)) is not scan:
             raise UserError(
                 f"{other.paths[0]} and {scan.paths[0]} would both be answered as {scan.name}: predict them into two "
@@ -133,16 +134,6 @@ def _matches(pattern: Path, besides: Path | None) -> list[Path]:
         return found
     folder = besides.resolve()
     return [path for path in found if not path.resolve().is_relative_to(folder)]
-
-
-def _told_apart(scans: Iterable[ScanFiles]) -> list[ScanFiles]:
-    """Scans of one name, as where each patient has a folder with T1.nii.gz, are called by their folders too."""
-    different = list(dict.fromkeys(scans))
-    times = Counter(scan.name for scan in different)
-    return [
-        replace(scan, name=f"{scan.paths[0].resolve().parent.name}_{scan.name}") if times[scan.name] > 1 else scan
-        for scan in different
-    ]
 
 
 def read_scan(scan: ScanFiles) -> Scan:
