@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp, fsum, log
 from typing import Literal, get_args
 
-from rare_lightning.data.geometry import Spacing
+from rare_lightning.data.geometry import Spacing, format_spacing
 from rare_lightning.networks.grids import Size3, level_spacing
 
 RoutingStrategy = Literal["detail", "mean", "finest"]
@@ -80,8 +80,8 @@ def route(
         beyond = f", the scan is finer than level {chosen}"
     if level is None and chosen == max(grids) and exp(max(offset)) > 1 + TOLERANCE and fsum(offset) > 0:
         beyond = ", the scan is coarser than the last level"
-    what = "no resampling" if target == spacing else f"resampled to {_mm(target)}"
-    return Route(chosen, target, f"{_mm(spacing)} enters at level {chosen} ({why}{beyond}), {what}")
+    what = "no resampling" if target == spacing else f"resampled to {format_spacing(target)} mm"
+    return Route(chosen, target, f"{format_spacing(spacing)} mm enters at level {chosen} ({why}{beyond}), {what}")
 
 
 def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:
@@ -102,7 +102,3 @@ def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:
     if chosen == min(offsets):
         return chosen, "the finest level"
     return chosen, "stretches no axis beyond twice" if chosen in no_stretch else "the coarsest level"
-
-
-def _mm(spacing: Spacing) -> str:
-    return "x".join(f"{mm:g}" for mm in (round(mm, 3) for mm in spacing)) + " mm"
