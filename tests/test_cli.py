@@ -162,6 +162,28 @@ def test_labelled_cases_that_a_checkpoint_does_not_know_are_tested(run, phantom,
     assert len(list(cache.iterdir())) == 3
 
 
+def test_cases_of_other_data_that_bear_known_names_are_named(run, tmp_path, caplog):
+    assert main(["phantom", str(tmp_path / "site"), "--cases", "7", "--seed", "7", "--size", "[24,28,24]"]) == 0
+    words = ["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--run_dir", str(tmp_path / "test")]
+    assert main([*words, "--data.root", str(tmp_path / "site")]) == 0
+    tested = {row["case"] for row in read_cases(tmp_path / "test")}
+    assert "hippocampus_007" in tested
+    assert f"{7 - len(tested)} of 7 cases are not tested" in caplog.text
+
+
+def test_cases_that_a_split_leaves_out_stay_out(phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    ids = [f"hippocampus_{i:03}" for i in range(1, 7)]
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps([{"train": ids[:3], "val": ids[3:4], "test": ids[4:5]}]))
+    (root / "imagesTr" / f"{ids[5]}.nii.gz").write_bytes(b"broken")
+    run, words = tmp_path / "run", ("--data.splits_file", str(splits), "--resume")
+    for _ in range(2):
+        assert fit(root, run, *words) == 0
+    assert main(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
+    assert {row["case"] for row in read_cases(run)} == {ids[4]}
+
+
 def test_a_checkpoint_brings_the_split_whose_file_is_gone(phantom, tmp_path, capsys, caplog):
     ids = [f"hippocampus_{i:03}" for i in range(1, 7)]
     splits = tmp_path / "splits.json"
@@ -448,6 +470,15 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
         (["--model.objective.init_args.level_weights", "[1, 2, 3]"], "level_weights [1.0, 2.0, 3.0] must be"),
         (["--model.network.init_args.out_channels", "7"], "out_channels follows from the data: give --data.root"),
         (["--model.network.levels=1"], "--model.network.levels follows from the data: give --data.levels"),
+        (
+            ["--model.level_cycle", "[[1]]", "--model.objective.init_args.level_weights", "[1, 0]"],
+            "level_weights [1.0, 0.0] leave nothing to train of a batch of [[1]]",
+        ),
+        (["--checkpoint.monitor", "null"], "checkpoint.monitor must name what is best"),
+        (
+            ["--data.augmentation", "[{class_path: torchio.RandomFlip, init_args: {axes: [5]}}]"],
+            "rare: error: All axes must be 0, 1 or 2, but found",
+        ),
         (["--model.nsd_tolerance_mm", "-1"], "nsd_tolerance_mm (-1.0) must be >= 0"),
         (["--model.network.init_args.features", "0"], "features must be one width or depth + 1 = 3 widths, all >= 1"),
     ],

@@ -181,7 +181,8 @@ def test_a_cluster_job_requeues_itself_and_goes_on(phantom, tmp_path):
     environment = {
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PIDS": str(tmp_path / "pids"),
         "REQUEUED": str(tmp_path / "requeued"), "SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "rare", "SLURM_NODELIST": "localhost",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NAME": "rare",
+        "SLURM_NODELIST": "localhost",
     }  # fmt: skip
 
     def job(run):

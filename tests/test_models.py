@@ -109,7 +109,7 @@ def test_cases_that_a_model_has_seen_are_said(phantom, earlier, tmp_path, caplog
     assert all(case in line for line in lines for case in train)
 
 
-def test_tests_and_comparisons_say_what_the_beginning_had_seen(phantom, earlier, tmp_path, capsys):
+def test_tests_and_comparisons_say_what_the_beginning_had_seen(phantom, earlier, tmp_path, capsys, caplog):
     run = tmp_path / "run"
     # The test cases of another split, which the earlier training knows in part.
     more = ["--model.init_from", str(earlier), "--data.seed", "5"]
@@ -123,6 +123,10 @@ def test_tests_and_comparisons_say_what_the_beginning_had_seen(phantom, earlier,
     assert main(["test", "--ckpt_path", str(best)]) == 0
     assert f"{len(seen)} of them known to {earlier.name}, from which" in " ".join(capsys.readouterr().out.split())
     assert json.loads((run / "test" / "summary.json").read_text())["cases_seen_before"] == seen
+    more = ["--model.init_from", str(best), "--data.seed", "5", "--trainer.fast_dev_run", "1"]
+    with caplog.at_level("INFO"):
+        assert fit(phantom, tmp_path / "third", *more) == 0  # whose first ancestor knows them
+    assert f"{best} was trained or validated on {len(seen)} cases" in caplog.text
     (tmp_path / "other" / "test").mkdir(parents=True)
     shutil.copy(run / "test" / "cases.csv", tmp_path / "other" / "test")
     words = ["compare", str(run), str(tmp_path / "other"), "--output", str(tmp_path / "both"), "--timing", "false"]

@@ -122,6 +122,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(phantom, copi
     [
         (["--model.optimizer.init_args.lr", "1e-3"], "model.optimizer.init_args.lr is 0.001 and was 0.01"),
         (["--data.fold", "1"], "data.fold is 1 and was 0"),
+        (["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min"], "checkpoint.mode is min and was max"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision is bf16-mixed and was "),
         (["--seed_everything", "1"], "seed_everything is 1 and was 0"),
         (["--trainer.devices", "2", "--trainer.strategy", "ddp"], "1 process(es) shared its steps and 2 would now"),

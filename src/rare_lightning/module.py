@@ -80,7 +80,7 @@ class SegmentationModule(L.LightningModule):
 
     Raises:
         ValueError: If level_cycle names levels that the network does not know, or none, level_weights are not as many
-            as its levels, or nsd_tolerance_mm is negative.
+            as its levels or 0 for all of a batch, or nsd_tolerance_mm is negative.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class SegmentationModule(L.LightningModule):
         self.scheduler = scheduler
         self.levels: tuple[int, ...] = network.levels
         self.level_cycle = make_level_cycle(level_cycle, self.levels)
+        if weights is not None and not all(sum(weights[level] for level in batch) for batch in self.level_cycle):
+            raise ValueError(f"level_weights {list(weights)} leave nothing to train of a batch of {self.level_cycle}")
         self.train_levels = sorted(set().union(*self.level_cycle))
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.window_size = window_size
@@ -151,7 +153,7 @@ class SegmentationModule(L.LightningModule):
         # The same in every process, and in a run that was interrupted. Epochs count on, as one may end within a cycle.
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         levels = self.level_cycle[batches % len(self.level_cycle)]
-        with _explained(batch):
+        with _explained(batch, ". Set a larger data.patch_size, or a smaller data.depth"):
             prediction = self({level: batch["image"][level] for level in levels})
         targets = self._targets(batch, levels)
         parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
@@ -347,13 +349,13 @@ class SegmentationModule(L.LightningModule):
 
 
 @contextmanager
-def _explained(batch: Batch) -> Iterator[None]:
-    """Context: what a network says of images that it does not take is said with their cases, and with what to set."""
+def _explained(batch: Batch, advice: str = "") -> Iterator[None]:
+    """Context: what a network says of images that it does not take is said with their cases."""
     try:
         yield
     except ValueError as error:
         cases = ", ".join(batch["case"])
-        raise UserError(f"{cases}: {error}. Set a larger data.patch_size, or a smaller data.depth") from error
+        raise UserError(f"{cases}: {error}{advice}") from error
 
 
 def make_level_cycle(cycle: LevelCycle, levels: Sequence[int]) -> list[list[int]]:

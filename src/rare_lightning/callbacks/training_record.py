@@ -37,12 +37,17 @@ class TrainingRecord(L.Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # defined, but not annotated
         return next((callback for callback in callbacks if isinstance(callback, cls)), None)
 
-    def begins_from(self, weights: str, checkpoint: dict[str, Any]) -> None:
-        """Remember what a training begins from, and which cases those weights know, from their own beginnings on."""
-        split = checkpoint["DecathlonDataModule"].get("split", {})
+    def begins_from(self, weights: str, checkpoint: dict[str, Any]) -> list[str]:
+        """Remember what a training begins from, and the cases that those weights know, from their own beginnings on.
+
+        Returns:
+            The cases.
+        """
+        split = checkpoint["DecathlonDataModule"]["split"]
         before = checkpoint.get("callbacks", {}).get("TrainingRecord", {}).get("init_from", {})
-        known = {*split.get("train", ()), *split.get("val", ()), *before.get("cases", ())}
-        self.record = {"init_from": {"weights": Path(weights).name, "cases": sorted(known)}}
+        known = sorted({*split["train"], *split["val"], *before.get("cases", ())})
+        self.record = {"init_from": {"weights": Path(weights).name, "cases": known}}
+        return known
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run adds to the minutes it had."""
@@ -62,7 +67,7 @@ class TrainingRecord(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stop it."""
+        """Stop the step's clock."""
         self._step_seconds.append(time.monotonic() - self._step_started)
 
     def state_dict(self) -> dict[str, Any]:

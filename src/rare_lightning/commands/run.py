@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rare_lightning.commands.tools import TOOLS, parser_of
 from rare_lightning.commands.training import train
 from rare_lightning.errors import UserError
-from rare_lightning.processes import explain_loss
+from rare_lightning.processes import end_with_parent, explain_loss
 
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
@@ -41,6 +42,8 @@ def run(name: str, purpose: str, words: list[str]) -> int:
         words: Of the command line, those of the name first.
     """
     _silence_noise()
+    if "LOCAL_RANK" in os.environ:  # started by the first process of its machine, by torchrun or another launcher
+        end_with_parent()
     try:
         if name in TOOLS:
             TOOLS[name](**parser_of(name, purpose).parse_args(words[len(name.split()) :]).as_dict())

@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import os
 import shlex
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from rare_lightning.data.task import Task
 from rare_lightning.errors import UserError, few
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
-from rare_lightning.processes import end_with_parent
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import (
     LOCK,
@@ -58,9 +57,15 @@ OF_STEPS = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
     "limit_train_batches",
+    "limit_val_batches",
     "check_val_every_n_epoch",
+    "val_check_interval",
+    "sync_batchnorm",
 )
 """Settings of the Trainer that make other steps, or another best checkpoint."""
+
+OF_BEST = ("monitor", "mode", "save_top_k")
+"""Settings of the checkpoint that say which is the best."""
 
 OF_LENGTH = ("max_epochs", "max_steps")
 """Settings of the Trainer that learning rates follow, unless they are constant."""
@@ -95,6 +100,9 @@ class RareCLI(LightningCLI):
 
     _data_state: dict[str, Any] | None = None
     """Split and preprocessing of the checkpoint that is tested, or that a training goes on from."""
+
+    _root_before: str | None = None
+    """Data of the checkpoint that is tested."""
 
     _processes_before: int | None = None
     """That shared each step of the run that is resumed."""
@@ -198,7 +206,7 @@ class RareCLI(LightningCLI):
                     f"rare {self.subcommand} takes the cases by the checkpoint's split, and those that it does not "
                     f"know for test cases: leave out {', '.join(ignored)}"
                 )
-            self._data_state = content["DecathlonDataModule"]
+            self._data_state, self._root_before = content["DecathlonDataModule"], saved["root"]
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -231,6 +239,7 @@ class RareCLI(LightningCLI):
             for settings, source in ((saved, written), (given, config)):
                 settings["seed_everything"] = source["seed_everything"]
                 settings["trainer"] = {name: source["trainer"][name] for name in names}
+                settings["checkpoint"] = {name: source["checkpoint"][name] for name in OF_BEST}
         changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
         if config.resume and changes:
             listed = "; ".join(map(str, changes))
@@ -247,7 +256,10 @@ class RareCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise UserError(str(error)) from error
+            # Of a setting that may be None, jsonargparse lists what each type finds wrong, and all of the value.
+            reasons = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
+            wrong = [reason for reason in reasons if "NoneType" not in reason]
+            raise UserError("; ".join(wrong) or str(error)) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         """As the only one that writes into the folder of a training: its first process watches over that."""
@@ -281,9 +293,9 @@ class RareCLI(LightningCLI):
                 )
         elif init_from is not None:
             earlier = begin_from(self.model.network, init_from, self.datamodule.task.classes)
-            self._say_what_was_seen(init_from, earlier["DecathlonDataModule"].get("split", {}))
-            if (record := TrainingRecord.of(self.trainer)) is not None:
-                record.begins_from(init_from, earlier)
+            record = TrainingRecord.of(self.trainer)
+            known = record.begins_from(init_from, earlier) if record else []
+            self._say_what_was_seen(init_from, earlier["DecathlonDataModule"]["split"]["train"], known)
         self._say_what_is_slow()
         if "CT" in self.datamodule.task.channels and isinstance(self.datamodule.normalize, str):
             rank_zero_info(
@@ -294,7 +306,19 @@ class RareCLI(LightningCLI):
         """What the checkpoint knows of its data: Lightning does so only after the run's split was written down."""
         self.datamodule.load_state_dict(self._data_state)
 
-    before_validate = before_test = _take_over_data
+    before_validate = _take_over_data
+
+    def before_test(self) -> None:
+        """Take the cases by the checkpoint's split, and say which of other data are taken for cases of the split."""
+        self._take_over_data()
+        data = self.datamodule
+        if self._root_before is None or Path(self._root_before).resolve() == Path(data.root).resolve():
+            return
+        if untested := sorted({case.case_id for case in data.task.cases} - {*data.split.test}):
+            rank_zero_info(
+                f"{data.root}: {len(untested)} of {len(data.task.cases)} cases are not tested, since the checkpoint's "
+                f"data had cases of these names for other roles ({few(untested)}). Rename them if they are others"
+            )
 
     def _say_what_is_slow(self) -> None:
         """Where a processor would only imitate the numbers that were asked for."""
@@ -309,16 +333,17 @@ class RareCLI(LightningCLI):
         if instead:
             rank_zero_info(f"This processor does not multiply bfloat16. Faster steps: {' '.join(instead)}")
 
-    def _say_what_was_seen(self, init_from: str, earlier: dict[str, Any]) -> None:
+    def _say_what_was_seen(self, init_from: str, trained: Sequence[str], known: Sequence[str]) -> None:
         """Where weights that the run begins from know cases that it scores.
 
         Args:
             init_from: Where they are from.
-            earlier: The split they were trained with.
+            trained: The cases that they were trained on last.
+            known: Those that they were ever trained or validated on.
         """
         split = self.datamodule.split
         # Not those that both validate with, as all of one split are.
-        seen = {*earlier.get("train", ())} & {*split.val, *split.test} | {*earlier.get("val", ())} & {*split.test}
+        seen = {*trained} & {*split.val} | {*known} & {*split.test}
         if seen:
             rank_zero_info(
                 f"{init_from} was trained or validated on {len(seen)} cases that this run validates or "
@@ -357,8 +382,6 @@ def train(words: list[str], purpose: str) -> None:
         words: Of the command line, the command first.
         purpose: Of the command, for its help.
     """
-    if "LOCAL_RANK" in os.environ:  # started by the first process of its machine, by torchrun or another launcher
-        end_with_parent()
     strict = {"exit_on_error": False, "allow_abbrev": False}
     RareCLI(
         SegmentationModule,
@@ -414,7 +437,9 @@ def _refuse_what_cannot_hold(config: Namespace) -> None:
             f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
             "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
         )
-    if config.checkpoint.mode == "max" and "loss" in (config.checkpoint.monitor or ""):
+    if config.checkpoint.monitor is None:
+        raise UserError("checkpoint.monitor must name what is best, such as val/dice; last.ckpt is kept without it")
+    if config.checkpoint.mode == "max" and "loss" in config.checkpoint.monitor:
         raise UserError(
             f"checkpoint.monitor ({config.checkpoint.monitor}) is best where it is lowest: give --checkpoint.mode min"
         )

@@ -250,12 +250,14 @@ class DecathlonDataModule(L.LightningDataModule):
             "level_strides": [list(stride) for stride in self.strides],
             "preprocessing": self.preprocessing.as_dict(),
             "split": self.split.as_dict(),
+            "left_out": sorted({case.case_id for case in self.task.cases} - self.split.cases),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over preprocessing and split of a checkpoint, so that a test never meets a case it was trained on.
 
-        Cases that the checkpoint does not know, such as those of another site, are test cases.
+        Cases that the checkpoint does not know, such as those of another site, are test cases. Those that its split
+        leaves out stay out.
 
         Raises:
             UserError: If classes or channels are others than the checkpoint's.
@@ -272,7 +274,8 @@ class DecathlonDataModule(L.LightningDataModule):
         here = {case.case_id for case in self.task.cases}
         roles = {role: set(ids) for role, ids in state_dict["split"].items()}
         known = set().union(*roles.values())
-        new, missing = sorted(here - known), sorted(known - here)
+        left_out = state_dict.get("left_out", ())  # the shipped model's does not say
+        new, missing = sorted(here - known - set(left_out)), sorted(known - here)
         roles["test"].update(new)
         split = Split(**{role: tuple(sorted(ids & here)) for role, ids in roles.items()})
         if new and split != self._split:  # or it was said before

@@ -50,13 +50,14 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as kept in checkpoints."""
-        return {"spacing": list(self.spacing), "normalize": self.normalize, "foreground": self.foreground}
+        normalize = self.normalize if isinstance(self.normalize, str) else list(self.normalize)  # as JSON has it
+        return {"spacing": list(self.spacing), "normalize": normalize, "foreground": self.foreground}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """Back from :meth:`as_dict`."""
         normalize = values["normalize"]
-        if not isinstance(normalize, str):  # JSON has no tuples
+        if not isinstance(normalize, str):
             normalize = tuple(normalize)
         return cls(tuple(values["spacing"]), normalize, values["foreground"])
 

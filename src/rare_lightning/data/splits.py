@@ -18,6 +18,11 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
+    @property
+    def cases(self) -> set[str]:
+        """Of all roles."""
+        return {*self.train, *self.val, *self.test}
+
     def as_dict(self) -> dict[str, list[str]]:
         """Plain lists, as written to ``splits.json``."""
         return {role: list(ids) for role, ids in asdict(self).items()}
@@ -26,7 +31,7 @@ class Split:
 def make_split(case_ids: Iterable[str], seed: int, fold: int, folds: int, test_fraction: float) -> Split:
     """Hold out test cases, then cut the rest into ``folds`` validation folds of (almost) equal size.
 
-    The test cases depend on the seed alone, so that all folds share them.
+    The test cases depend on the seed and their share, so that all folds have the same.
 
     Args:
         case_ids: In any order.

@@ -286,14 +286,15 @@ class Segmenter:
         mean: Tensor | None = None
         flips = mirror_images(self.facts[MIRROR_AXES] if self.mirror else [])
         for network in self.networks:
-            image = prepared.image[None].to(self._device)
+            device = _device_of(network)  # an exported one stays on the CPU
+            image = prepared.image[None].to(device)
             for axes in flips:
                 seen = image.flip(axes) if axes else image  # an empty flip would copy
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
                     logits = segment_level(network, prepared.route.level, seen, window).float()
                 # In place, and none kept longer than needed: softmax maps of whole scans are what fills the memory.
                 torch.softmax(logits, dim=1, out=logits)
-                softmax = (logits.flip(axes) if axes else logits)[0]
+                softmax = (logits.flip(axes) if axes else logits)[0].to(self._device)
                 mean = softmax if mean is None else mean.add_(softmax)
                 del logits, softmax
         if mean is None:
@@ -373,8 +374,8 @@ class Segmenter:
 
     @property
     def _device(self) -> torch.device:
-        parameter = next(self.networks[0].parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where answers are averaged."""
+        return _device_of(self.networks[0])
 
     def forward_bytes(self, level: int) -> float:
         """Bytes per base voxel that a network needs at a level: the largest of an ensemble, which run in turns."""
@@ -386,6 +387,11 @@ class Segmenter:
                 for network in self.networks
             )
         return self._bytes_of_level[level]
+
+
+def _device_of(network: MultiResolutionNetwork) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _largest(sizes: Iterable[Sequence[int]]) -> Size3:
