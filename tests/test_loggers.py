@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from rare_lightning.cli import main
-from rare_lightning.evaluation.figures import Slice
+from rare_lightning.evaluation.slices import Slice
 from rare_lightning.loggers import TensorBoardRunLogger, WandbRunLogger
 
 wandb = pytest.importorskip("wandb", reason="pip install 'rare-lightning[wandb]'")

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.image import imread
 
 from rare_lightning.data.geometry import format_spacing
-from rare_lightning.evaluation.figures import Slice, plot_montage
+from rare_lightning.evaluation.figures import plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS
-from rare_lightning.evaluation.slices import read_slices, scaled_to_bytes
+from rare_lightning.evaluation.slices import Slice, read_slices, scaled_to_bytes
 from rare_lightning.evaluation.tables import mean_defined, read_cases
 from rare_lightning.metrics import Scores
 

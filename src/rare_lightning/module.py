@@ -208,7 +208,7 @@ class SegmentationModule(L.LightningModule):
         """One case alone at each level, as at inference, scored against both truths."""
         return [self._test_level(batch, level) for level in self.levels]
 
-    def answer_first(self, batch: Batch, level: int) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
+    def predict_first_case(self, batch: Batch, level: int) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
         """The first case of a batch at one level, its labels, and the network's answer; all without padding.
 
         Args:
@@ -276,8 +276,6 @@ class SegmentationModule(L.LightningModule):
             raise UserError(
                 f"model.optimizer is {now} and was {before}, with which its state cannot go on. Begin a new run."
             )
-        # Constant rates had no schedule in older ones.
-        checkpoint["lr_schedulers"] = checkpoint["lr_schedulers"] or [{"last_epoch": checkpoint["global_step"]}]
 
     def _predict_whole(self, images: Pyramid) -> Prediction:
         """Segment whole volumes, in windows where there is a window size.
@@ -343,7 +341,7 @@ class SegmentationModule(L.LightningModule):
             raise ValueError(f"a test batch must hold one case, not {len(batch['case'])}")
         stride = self.network.level_stride(level)
         case, spacing = batch["case"][0], batch["spacing"][0]
-        image, truths, predictions = self.answer_first(batch, level)
+        image, truths, predictions = self.predict_first_case(batch, level)
         rows = score_level(predictions, truths, case, level, stride, spacing, self.class_names, self.nsd_tolerance_mm)
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
 

@@ -1,10 +1,11 @@
-"""The processes of a distributed run: one that dies takes the others with it, and each says why in a line."""
+"""The processes of a distributed run: what each of them found, and how one that dies takes the others with it."""
 
 import os
 import re
 import sys
 import threading
 import time
+from typing import Any
 
 import torch.distributed as dist
 
@@ -15,6 +16,15 @@ LOST = re.compile(
     r"closed by peer|reset by peer|broken pipe|timed out|remote worker|NCCL|ncclRemoteError", re.IGNORECASE
 )
 """What gloo and NCCL say when another process does not answer."""
+
+
+def gather(mine: Any) -> list[Any]:
+    """What every process of the run has, in order of rank; every process must call this."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def end_with_parent() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rare_lightning.callbacks import test_report
-from rare_lightning.evaluation.figures import Slice
+from rare_lightning.evaluation.slices import Slice
 
 
 def piece(dice):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rare_lightning.data.geometry import Geometry, canonical_geometry
+from rare_lightning.data.geometry import Geometry, geometry_of_affine
 
 OBLIQUE = nib.eulerangles.euler2mat(0.2, -0.3, 0.1)
 ORIENTATIONS = [np.eye(3)[:, order] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
@@ -38,7 +38,7 @@ def test_geometry_is_stamped_exactly():
 
 def test_an_affine_tells_the_geometry():
     grid = geometry(OBLIQUE)
-    again = canonical_geometry(grid.affine, grid.size)
+    again = geometry_of_affine(grid.affine, grid.size)
     np.testing.assert_allclose(again.affine, grid.affine)
     np.testing.assert_allclose(again.spacing, grid.spacing)
     corner = grid.stamp(np.zeros((3, 4, 5), "u1")).TransformIndexToPhysicalPoint((2, 3, 4))

@@ -3,8 +3,9 @@ import tracemalloc
 import numpy as np
 from matplotlib.image import imread
 
-from rare_lightning.evaluation.figures import COLORS, Slice, plot_dice_by_resolution, plot_montage, plot_preview
+from rare_lightning.evaluation.figures import COLORS, plot_dice_by_resolution, plot_montage, plot_preview
 from rare_lightning.evaluation.protocol import Row
+from rare_lightning.evaluation.slices import Slice
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.metrics import Scores
 

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.slices import cut_slice, read_slices, write_slices
+from rare_lightning.evaluation.slices import Slice, cut_slice, read_slices, write_slices
 
 NAMES = ["background", "a", "b"]
 

@@ -12,7 +12,7 @@ class EpochSeed(L.Callback):
     """Seeds torch at the start of each epoch, so that a run that was interrupted draws what it would have drawn."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed what is left of an epoch that a checkpoint lies within, as the best does, without the hook."""
+        """Seed what is left of an epoch that is resumed in its middle, for which Lightning skips the next hook."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

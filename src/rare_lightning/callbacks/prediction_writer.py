@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from rare_lightning.callbacks.processes import gather
 from rare_lightning.configuration import changed_settings
 from rare_lightning.data.voxels import SUFFIXES, reason
 from rare_lightning.errors import UserError
@@ -18,6 +17,7 @@ from rare_lightning.files import replacing
 from rare_lightning.inference.prediction import ReadScan
 from rare_lightning.inference.scans import Scan, ScanFiles, write_array
 from rare_lightning.inference.segmenter import Segmentation
+from rare_lightning.processes import gather
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -66,10 +66,10 @@ class PredictionWriter(BasePredictionWriter):
             UserError: If the scan was answered with other settings than these.
         """
         before = self._record_of(self.folder / f"{scan.name}.json").get("settings")
-        for change in changed_settings(before, self.settings) if isinstance(before, dict) else ():
+        if isinstance(before, dict) and (changes := changed_settings(before, self.settings)):
+            name, was, now = changes[0]
             raise UserError(
-                f"{self.folder}: {scan.name} was answered with {change.name} {change.before}, and not {change.now}; "
-                "choose another --output"
+                f"{self.folder}: {scan.name} was answered with {name} {was}, and not {now}; choose another --output"
             )
 
     def write_on_batch_end(

@@ -8,12 +8,11 @@ import lightning as L
 import numpy as np
 from rich.console import Console
 
-from rare_lightning.callbacks.processes import gather
 from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch
-from rare_lightning.evaluation.figures import Slice, plot_dice_by_resolution, plot_montage
+from rare_lightning.evaluation.figures import plot_dice_by_resolution, plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.slices import cut_slice, write_slices
+from rare_lightning.evaluation.slices import Slice, cut_slice, write_slices
 from rare_lightning.evaluation.tables import (
     describe_summary,
     mean_defined,
@@ -21,6 +20,7 @@ from rare_lightning.evaluation.tables import (
     write_scores,
 )
 from rare_lightning.module import LevelResult, SegmentationModule
+from rare_lightning.processes import gather
 from rare_lightning.provenance import command_line
 from rare_lightning.run_folder import unused
 

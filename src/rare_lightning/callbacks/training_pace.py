@@ -18,7 +18,7 @@ class TrainingPace(L.Callback):
         self._patches, self._seconds, self._since = 0, 0.0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock of an epoch that a checkpoint lies within, as the best does, without the hook."""
+        """Start the clock: of an epoch that is resumed in its middle, Lightning skips the next hook."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 import lightning as L
 
 from rare_lightning.data.datamodule import Batch
-from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.slices import cut_slice
+from rare_lightning.evaluation.slices import Slice, cut_slice
 from rare_lightning.module import SegmentationModule
 from rare_lightning.networks.grids import level_spacing
 
@@ -16,7 +15,7 @@ class ValidationSlices(L.Callback):
 
     Args:
         every_n_epochs: Epochs from one showing to the next, which is at a validation.
-        cases: How many cases; 0 for none.
+        cases: How many cases, the same each time with the same number of processes; 0 for none.
 
     Raises:
         ValueError: If every_n_epochs is not positive, or cases is negative.
@@ -39,14 +38,14 @@ class ValidationSlices(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Cut the slices while the case is there. The first process has the first cases, unshuffled."""
+        """Cut the slices while the case is there: the first of the first process, in order of their ids."""
         if batch_idx >= self.cases or not trainer.is_global_zero or not self._is_due(trainer):
             return
         assert isinstance(pl_module, SegmentationModule)
         base_spacing = batch["spacing"][0]
         pieces = []
         for level in pl_module.levels:
-            image, truths, predictions = pl_module.answer_first(batch, level)
+            image, truths, predictions = pl_module.predict_first_case(batch, level)
             spacing = level_spacing(base_spacing, pl_module.network.level_stride(level))
             pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], base_spacing))
         self.slices[batch["case"][0]] = pieces

@@ -6,7 +6,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from rich.console import Console
 
-from rare_lightning.baselines.nnunet import Device, TrainingSettings, compare_nnunet
+from rare_lightning.baselines.nnunet import Device, TrainingSettings, run_nnunet
 from rare_lightning.commands.output import output_folder
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import LabelDownsampling
@@ -192,14 +192,21 @@ def nnunet(
         UserError: If nnU-Net is not installed or fails, or the output folder holds something else.
     """
     settings = TrainingSettings(
-        trainer, minutes, iterations, seed_everything, configuration, device, mirror, num_workers
+        trainer=trainer,
+        minutes=minutes,
+        iterations=iterations,
+        seed=seed_everything,
+        configuration=configuration,
+        device=device,
+        mirror=mirror,
+        num_workers=num_workers,
     )
     data = DecathlonDataModule(
         root,
-        levels,
-        depth,
-        strides,
-        spacing,
+        levels=levels,
+        depth=depth,
+        strides=strides,
+        spacing=spacing,
         label_downsampling=label_downsampling,
         seed=seed,
         fold=fold,
@@ -208,4 +215,4 @@ def nnunet(
         splits_file=splits_file,
     )
     with output_folder(output) as folder:
-        compare_nnunet(data, folder, Path(environment).expanduser(), settings, nsd_tolerance_mm, dry_run)
+        run_nnunet(data, folder, Path(environment).expanduser(), settings, nsd_tolerance_mm, dry_run)

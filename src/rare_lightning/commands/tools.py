@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
+from rare_lightning.commands.dashboard import dashboard
 from rare_lightning.commands.evaluation import compare, evaluate, nnunet
 from rare_lightning.commands.inference import benchmark, export, predict
 from rare_lightning.commands.models import models
-from rare_lightning.dashboard import dashboard
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
 from rare_lightning.data.integrity import cases_by_class, check_cases

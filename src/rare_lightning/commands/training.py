@@ -413,9 +413,8 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for section in settings.values():
         section.pop("_instantiator", None)
     settings["data"].pop("splits_file", None)  # the checkpoint has the split, and the file may be gone
-    # What follows from the data is linked to it and not to be given; weights are the checkpoint's. The last two are of
-    # older checkpoints: training's business, as what replaced them.
-    for name in ("class_names", "window_size", "init_from", "train_levels", "levels_per_step"):
+    # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
+    for name in ("class_names", "window_size", "init_from"):
         settings["model"].pop(name, None)
     if "network" not in settings["model"]:
         raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")

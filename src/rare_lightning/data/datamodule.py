@@ -208,11 +208,11 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"{self.root}: no training case has {few(unseen)}, which the network will not learn")
         dataset = TrainingPatches(
             cases,
-            self.patch_size,
-            self.augmentation,
-            self.patches_per_case,
-            self.foreground_fraction,
-            seed,
+            patch_size=self.patch_size,
+            augmentation=self.augmentation,
+            patches_per_case=self.patches_per_case,
+            foreground_fraction=self.foreground_fraction,
+            seed=seed,
         )
         share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
         collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, self.preprocessing)

@@ -112,7 +112,7 @@ def read_geometry(path: str) -> Geometry:
     return Geometry.of(reader)
 
 
-def canonical_geometry(affine: np.ndarray, size: Size3) -> Geometry:
+def geometry_of_affine(affine: np.ndarray, size: Size3) -> Geometry:
     """Geometry of a grid given by its affine in the (right, anterior, superior) world."""
     lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

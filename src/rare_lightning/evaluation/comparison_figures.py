@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
-from rare_lightning.evaluation.figures import COLORS, Slice, add_legend, show_slice
+from rare_lightning.evaluation.figures import COLORS, add_legend, show_slice
+from rare_lightning.evaluation.slices import Slice
 from rare_lightning.files import replacing
 
 LINES = [color for color in COLORS if color != "#f0e442"]  # yellow is hard to see on white

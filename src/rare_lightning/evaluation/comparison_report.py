@@ -14,8 +14,7 @@ from rare_lightning.evaluation.comparison import MEAN, Comparison, Mean
 from rare_lightning.evaluation.comparison_figures import plot_cases, plot_dice_against_resolution, plot_methods
 from rare_lightning.evaluation.comparison_page import Cost, comparison_page
 from rare_lightning.evaluation.document import Block, Paragraph, Picture, to_html, to_markdown
-from rare_lightning.evaluation.figures import Slice
-from rare_lightning.evaluation.slices import read_slices
+from rare_lightning.evaluation.slices import Slice, read_slices
 from rare_lightning.evaluation.tables import write_summary
 from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process

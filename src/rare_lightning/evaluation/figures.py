@@ -1,7 +1,6 @@
 """Figures of a test: Dice by resolution, and a montage of predictions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,35 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from rare_lightning.evaluation.protocol import TRUTHS
+from rare_lightning.evaluation.slices import Slice
 from rare_lightning.files import replacing
 
 matplotlib.rcParams["svg.hashsalt"] = "rare"  # the same figure gives the same bytes
 COLORS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2"]  # Okabe and Ito
 SIDES = ("LR", "PA", "IS")  # where each canonical axis begins and ends
 EDGE = [withStroke(linewidth=2, foreground="black")]  # of letters, on any picture
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What the montage shows of one level of one case: a slice of the base grid through most foreground.
-
-    Attributes:
-        level: The level.
-        spacing: Its spacing, as text.
-        image: ``(H, W)`` scan as the network got it, block by block.
-        truth: ``(H, W)`` class indices of the full-resolution label.
-        prediction: ``(H, W)`` class indices of the answer on the base grid.
-        dice: Mean ``fine`` Dice of the case at this level.
-        aspect: Height of a pixel over its width, in mm.
-    """
-
-    level: int
-    spacing: str
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-    dice: float
-    aspect: float
 
 
 def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:

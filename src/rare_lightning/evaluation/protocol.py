@@ -7,8 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from rare_lightning.metrics import Scores, score_class
-from rare_lightning.networks.grids import Size3, block_average, interpolate, level_spacing
-from rare_lightning.networks.heads import Grid
+from rare_lightning.networks.grids import Grid, Size3, block_average, interpolate, level_spacing
 
 Truth = Literal["level", "fine"]
 TRUTHS: tuple[Truth, ...] = ("level", "fine")

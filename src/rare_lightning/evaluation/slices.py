@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,34 @@ from torch import Tensor
 
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError
-from rare_lightning.evaluation.figures import Slice
 from rare_lightning.evaluation.tables import mean_defined
 from rare_lightning.files import replacing
 from rare_lightning.metrics.scores import dice
 
 PARTS = ("level", "spacing", "image", "truth", "prediction", "dice", "aspect")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the montage shows of one level of one case: a slice of the base grid through most foreground.
+
+    Attributes:
+        level: The level.
+        spacing: Its spacing, as text.
+        image: ``(H, W)`` scan as the network got it, block by block.
+        truth: ``(H, W)`` class indices of the full-resolution label.
+        prediction: ``(H, W)`` class indices of the answer on the base grid.
+        dice: Mean ``fine`` Dice of the case at this level.
+        aspect: Height of a pixel over its width, in mm.
+    """
+
+    level: int
+    spacing: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    dice: float
+    aspect: float
 
 
 def cut_slice(

@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rare_lightning.data.geometry import Spacing, canonical_geometry
+from rare_lightning.data.geometry import Spacing, geometry_of_affine
 from rare_lightning.data.resampling import resample
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
 from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
@@ -131,7 +131,7 @@ def noise_scan(size: Size3, spacing: Spacing, channels: int) -> Scan:
     """A scan of noise, in which no network has an easier task than in another."""
     x, y, z = spacing
     array = np.random.default_rng(0).normal(size=(channels, *size)).astype(np.float32)
-    return Scan(array, canonical_geometry(np.diag([x, y, z, 1.0]), size))
+    return Scan(array, geometry_of_affine(np.diag([x, y, z, 1.0]), size))
 
 
 def _run_by(name: Engine, segmenter: Segmenter, folder: Path) -> Segmenter:
@@ -169,7 +169,7 @@ def _scan_of_level(scan: Scan, segmenter: Segmenter, level: int, folder: Path) -
     d, h, w = (max(1, round(n * mm / new)) for n, mm, new in zip(size, spacing, (x, y, z), strict=True))
     array = resample(torch.from_numpy(scan.canonical), spacing, (x, y, z), (d, h, w)).numpy()
     array = (array * (30000 / max(1.0, float(np.abs(array).max())))).astype(np.int16)
-    geometry = canonical_geometry(np.diag([x, y, z, 1.0]), (d, h, w))
+    geometry = geometry_of_affine(np.diag([x, y, z, 1.0]), (d, h, w))
     path = folder / f"level_{level}.nii.gz"
     write_array(array if len(array) > 1 else array[0], Scan(array, geometry), path)
     return ScanFiles(path.name, (path,))

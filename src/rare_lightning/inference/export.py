@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from rare_lightning.errors import UserError
 from rare_lightning.models import find_checkpoint
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
-from rare_lightning.networks.grids import Size3
-from rare_lightning.networks.heads import Grid
+from rare_lightning.networks.grids import Grid, Size3
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}

@@ -33,7 +33,7 @@ def route(
     spacing: Spacing,
     base_spacing: Spacing,
     level_strides: Mapping[int, Size3],
-    strategy: RoutingStrategy = "detail",
+    routing: RoutingStrategy = "detail",
     level: int | None = None,
 ) -> Route:
     """Choose the entry level.
@@ -42,7 +42,7 @@ def route(
         spacing: Of the scan in mm, along the canonical axes.
         base_spacing: Of level 0 in mm.
         level_strides: Cumulative stride of each level that can be entered.
-        strategy: ``detail`` takes the coarsest level that loses no detail of the scan along any axis; or, where that
+        routing: ``detail`` takes the coarsest level that loses no detail of the scan along any axis; or, where that
             would stretch an axis to more than twice as many voxels, the finest level that does not. ``mean`` takes the
             level that is nearest on a logarithmic scale, averaged over the axes (for equal strides: by the geometric
             mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both are faster for scans
@@ -51,7 +51,7 @@ def route(
         level: This level, whatever the spacing.
 
     Raises:
-        ValueError: If there is no such level or strategy.
+        ValueError: If there is no such level or routing.
     """
     if level is not None and level not in level_strides:
         raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")
@@ -61,14 +61,14 @@ def route(
     }
     if level is not None:
         chosen, why = level, "as asked for"
-    elif strategy == "detail":
+    elif routing == "detail":
         chosen, why = _by_detail(offsets)
-    elif strategy == "mean":
+    elif routing == "mean":
         chosen, why = min(offsets, key=lambda entry: abs(fsum(offsets[entry]))), "nearest"
-    elif strategy == "finest":
+    elif routing == "finest":
         chosen, why = min(offsets, key=lambda entry: abs(min(offsets[entry]))), "nearest to the finest axis"
     else:
-        raise ValueError(f"routing ({strategy}) must be one of {', '.join(get_args(RoutingStrategy))}")
+        raise ValueError(f"routing ({routing}) must be one of {', '.join(get_args(RoutingStrategy))}")
     offset = offsets[chosen]
     x, y, z = (
         mm if abs(exp(o) - 1) < TOLERANCE else level_mm

@@ -70,7 +70,7 @@ class Scan:
     @property
     def canonical(self) -> np.ndarray:
         """``(C, D, H, W)`` float32 along the canonical axes."""
-        return np.stack([self.geometry.to_canonical(channel).astype(np.float32) for channel in self.array])
+        return np.stack([self.geometry.to_canonical(channel).astype(np.float32, copy=False) for channel in self.array])
 
 
 def find_scans(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rare_lightning.configuration import network_weights, read_checkpoint
 from rare_lightning.data.cropping import Box, content_box
-from rare_lightning.data.geometry import Geometry, canonical_geometry, format_spacing, level_affine
+from rare_lightning.data.geometry import Geometry, format_spacing, geometry_of_affine, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
@@ -35,7 +35,7 @@ Precision = Literal["32-true", "bf16-mixed"]
 MIRROR_AXES = "mirror_axes"
 NO_FLIPS = (
     "tells of no axis that its training flipped (torchio.RandomFlip in data.augmentation), and in other mirror images "
-    "its classes may trade places: leave out mirror, or export it again if an older version exported it"
+    "its classes may trade places: leave out mirror"
 )
 
 
@@ -95,7 +95,7 @@ class Segmenter:
 
     Args:
         checkpoints: Written by ``rare fit`` or ``rare export``; all for the same channels, classes and preprocessing.
-        strategy: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
+        routing: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
         mirror: Average over the answers to the scan and its mirror images, along the axes that training flipped
             (``torchio.RandomFlip``): twice the work for each.
         device: Where to run.
@@ -107,13 +107,13 @@ class Segmenter:
     Raises:
         UserError: If a file is not a checkpoint of ``rare fit``, the checkpoints do not belong together, are to see
             mirror images and were trained on none, or to be mixed in precision and were exported; or there is no such
-            strategy or precision.
+            routing or precision.
     """
 
     def __init__(
         self,
         checkpoints: str | Path | Sequence[str | Path],
-        strategy: RoutingStrategy = "detail",
+        routing: RoutingStrategy = "detail",
         mirror: bool = False,
         device: str | torch.device = "cpu",
         memory: float | None = None,
@@ -123,7 +123,7 @@ class Segmenter:
             raise UserError(f"memory ({memory:g} GiB) must be positive")
         for word, value, known in (
             ("precision", precision, get_args(Precision)),
-            ("strategy", strategy, get_args(RoutingStrategy)),
+            ("routing", routing, get_args(RoutingStrategy)),
         ):
             if value not in known:
                 raise UserError(f"{word} ({value}) must be one of {', '.join(known)}")
@@ -156,7 +156,7 @@ class Segmenter:
         self.window_size: list[int] | None = facts["window_size"]
         # Scans are prepared where there are no networks.
         self.coarsest_stride = _largest(network.coarsest_stride for network in self.networks)
-        self.strategy: RoutingStrategy = strategy
+        self.routing: RoutingStrategy = routing
         self.mirror = mirror
         self.memory = memory
         self.precision: Precision = precision
@@ -180,7 +180,7 @@ class Segmenter:
             UserError: If the scan cannot be read, or has another number of channels than the model.
         """
         if isinstance(image, tio.Image):
-            lps, name = canonical_geometry(image.affine, image.spatial_shape), str(image.path or "image")
+            lps, name = geometry_of_affine(image.affine, image.spatial_shape), str(image.path or "image")
             scan = Scan(image.numpy(), lps)
             refuse_non_finite(scan.array, name)
             answer = self.segment(self.prepare(scan, name, level))
@@ -218,7 +218,7 @@ class Segmenter:
         geometry = scan.geometry
         spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
         try:
-            chosen = route(spacing, base, self.level_strides, self.strategy, level)
+            chosen = route(spacing, base, self.level_strides, self.routing, level)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         volume = torch.from_numpy(scan.canonical)
@@ -421,7 +421,7 @@ def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geo
     affine[:3, 3] += affine[:3, :3] @ [first - n * r for first, n, r in zip(starts, before, ratio, strict=True)]
     x, y, z = (n + m for n, m in zip(before, behind, strict=True))
     on_x, on_y, on_z = (slice(n, n + m) for n, m in zip(before, within, strict=True))
-    return canonical_geometry(level_affine(affine, ratio), (x, y, z)), (on_x, on_y, on_z)
+    return geometry_of_affine(level_affine(affine, ratio), (x, y, z)), (on_x, on_y, on_z)
 
 
 def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
@@ -437,7 +437,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     checkpoint = read_checkpoint(path)
     data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
     facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}
-    facts["window_size"] = settings.get("window_size")
+    facts["window_size"] = settings["window_size"]
     facts[MIRROR_AXES] = flipped_axes(checkpoint["datamodule_hyper_parameters"].get("augmentation"))
     try:
         module, _, name = settings["network"]["class_path"].rpartition(".")

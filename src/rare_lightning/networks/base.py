@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from inspect import Parameter, signature
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rare_lightning.networks.grids import Pyramid, Size3, interpolate, level_stride, stage_strides
-from rare_lightning.networks.heads import Grid
+from rare_lightning.networks.description import SelfDescribing
+from rare_lightning.networks.grids import Grid, Pyramid, Size3, interpolate, level_stride, stage_strides
 
 
 class DeepLogits(NamedTuple):
@@ -37,32 +36,6 @@ class Prediction(NamedTuple):
     gateway: Pyramid
     encoder: Pyramid
     deep: dict[int, list[DeepLogits]] = {}  # noqa: RUF012  # a named tuple's default, never written to
-
-
-class SelfDescribing:
-    """Keeps what it is made with, so that a checkpoint can say how to make it again.
-
-    Attributes:
-        init_args: Arguments of the constructor by name, defaults included.
-    """
-
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Before the constructor runs, whichever subclass has it."""
-        self = super().__new__(cls)
-        constructor = signature(cls.__init__)
-        bound = constructor.bind_partial(self, *args, **kwargs)  # a copy is made without any
-        bound.apply_defaults()
-        init_args: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
-            kind = constructor.parameters[name].kind
-            if kind is Parameter.VAR_KEYWORD:
-                init_args |= value
-            elif kind is not Parameter.VAR_POSITIONAL:
-                init_args[name] = value
-        vars(self)["init_args"] = init_args
-        return self
 
 
 class MultiResolutionNetwork(SelfDescribing, nn.Module, ABC):

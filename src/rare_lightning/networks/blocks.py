@@ -12,7 +12,11 @@ Activation = Literal["leaky_relu", "relu", "gelu"]
 
 
 def make_normalization(kind: Normalization, channels: int) -> nn.Module:
-    """Normalisation layer. Only ``instance`` and ``group`` treat each sample alone, as the one sweep needs."""
+    """Normalisation layer. Only ``instance`` and ``group`` treat each sample alone, as the one sweep needs.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
     if kind == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
     if kind == "group":
@@ -23,7 +27,11 @@ def make_normalization(kind: Normalization, channels: int) -> nn.Module:
 
 
 def make_activation(kind: Activation) -> nn.Module:
-    """Activation layer; the slope of leaky ReLU is nnU-Net's 0.01."""
+    """Activation layer; the slope of leaky ReLU is nnU-Net's 0.01.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
     if kind == "leaky_relu":
         return nn.LeakyReLU(0.01, inplace=True)
     if kind == "relu":

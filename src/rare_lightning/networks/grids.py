@@ -6,10 +6,12 @@ down is a block average, and bringing it up is interpolation with half-voxel off
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+Grid = Literal["level", "base"]
 Size3 = tuple[int, int, int]
 Pyramid = dict[int, Tensor]
 """Level -> tensor ``(B, C, D_l, H_l, W_l)``."""

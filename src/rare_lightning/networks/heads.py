@@ -10,7 +10,6 @@ from rare_lightning.networks.blocks import Activation, Normalization, conv_block
 from rare_lightning.networks.grids import Size3
 
 HeadKind = Literal["plain", "sub_voxel"]
-Grid = Literal["level", "base"]
 
 
 class SubVoxelHead(nn.Module):
@@ -21,6 +20,13 @@ class SubVoxelHead(nn.Module):
     of a deep level's time and weights. Weights start repeated over the voxels of a block, so that a fresh head is a
     plain head followed by nearest-neighbour up-sampling (as ICNR does for super-resolution,
     https://arxiv.org/abs/1707.02937). At level 0 it is a plain head.
+
+    Args:
+        in_channels: Of the features.
+        out_channels: Classes.
+        stride: Of the level, in base voxels per axis.
+        normalization: Of the 3x3x3 block.
+        activation: Of the same.
     """
 
     def __init__(
@@ -38,9 +44,8 @@ class SubVoxelHead(nn.Module):
         self.block = nn.Sequential(*block)
         self.conv = nn.Conv3d(in_channels, out_channels * voxels, 1)
         with torch.no_grad():
-            for parameter in (self.conv.weight, self.conv.bias):
-                if parameter is not None:
-                    parameter.copy_(parameter[::voxels].repeat_interleave(voxels, dim=0))
+            for parameter in self.conv.parameters():
+                parameter.copy_(parameter[::voxels].repeat_interleave(voxels, dim=0))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the level's decoder stage -> logits on the base grid."""
@@ -59,7 +64,11 @@ def make_head(
     normalization: Normalization,
     activation: Activation,
 ) -> nn.Module:
-    """Head of the level whose cumulative stride is ``stride``; ``plain``, the paper's, answers on the level grid."""
+    """Head of the level whose cumulative stride is ``stride``; ``plain``, the paper's, answers on the level grid.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
     if kind == "plain":
         return nn.Conv3d(in_channels, out_channels, 1)
     if kind == "sub_voxel":

@@ -39,8 +39,19 @@ class UNet(FixedResolutionNetwork):
         residual: bool = False,
     ) -> None:
         super().__init__(levels, depth, strides)
-        arguments = (in_channels, out_channels, features, depth, 0, strides, normalization, activation, dropout)
-        self.network = RAREUNet(*arguments, head="plain", residual=residual)
+        self.network = RAREUNet(
+            in_channels,
+            out_channels,
+            features,
+            depth,
+            levels=0,
+            strides=strides,
+            normalization=normalization,
+            activation=activation,
+            dropout=dropout,
+            head="plain",
+            residual=residual,
+        )
         self.coarsest_stride = self.network.coarsest_stride
 
     def segment(self, image: Tensor) -> tuple[Tensor, list[DeepLogits]]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rare_lightning.networks import DeepLogits, Prediction, Pyramid
-from rare_lightning.networks.base import SelfDescribing
+from rare_lightning.networks.description import SelfDescribing
 from rare_lightning.networks.grids import Size3
 from rare_lightning.objectives.segmentation import DiceCrossEntropy
 
@@ -54,7 +54,7 @@ class MultiResolutionLoss(SelfDescribing, nn.Module):
         return self.consistency_weight * epoch / self.consistency_warmup_epochs
 
     def share(self, levels: Sequence[int], of: Sequence[int]) -> float:
-        """Share of some levels' weights in the weights of others, which include them."""
+        """Sum of w_l over some levels, divided by the sum over ``of``, which include them."""
         whole = sum(self._weight(level) for level in of)
         return sum(self._weight(level) for level in levels) / max(whole, 1e-12)
 

@@ -1,10 +1,10 @@
 """nnU-Net v2, run as it comes by its own commands in an environment of its own: nothing here imports it.
 
 ``dataset`` writes what it reads, ``steps`` runs its commands, ``scores`` brings its answers into our evaluation, and
-``comparison`` goes through all of it. ``extension`` is loaded by nnU-Net, in its environment.
+``run`` goes through all of it. ``extension`` is loaded by nnU-Net, in its environment.
 """
 
-from rare_lightning.baselines.nnunet.comparison import compare_nnunet
+from rare_lightning.baselines.nnunet.run import run_nnunet
 from rare_lightning.baselines.nnunet.steps import Device, TrainingSettings
 
-__all__ = ["Device", "TrainingSettings", "compare_nnunet"]
+__all__ = ["Device", "TrainingSettings", "run_nnunet"]

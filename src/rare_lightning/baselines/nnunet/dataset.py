@@ -24,8 +24,8 @@ from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.files import appearing
 from rare_lightning.networks.grids import Size3, interpolate, round_up
 
-Route = Literal["native", "upsampled"]
-ROUTES: tuple[Route, ...] = ("native", "upsampled")
+Feed = Literal["native", "upsampled"]
+FEEDS: tuple[Feed, ...] = ("native", "upsampled")
 """How a test scan of a level is given to nnU-Net: as it is, or brought to the base grid before."""
 
 DATASET_ID = 1
@@ -61,9 +61,9 @@ def scan_name(case_id: str, level: int) -> str:
     return f"{case_id}_level_{level}"
 
 
-def route_levels(route: Route, levels: Sequence[int]) -> list[int]:
-    """Levels that a route has scans of its own for: at level 0 there is nothing to bring up."""
-    return [level for level in levels if level > 0 or route == "native"]
+def levels_fed(feed: Feed, levels: Sequence[int]) -> list[int]:
+    """Levels that a feed has scans of its own for: at level 0 there is nothing to bring up."""
+    return [level for level in levels if level > 0 or feed == "native"]
 
 
 def write_dataset(task: Task, split: Split, folder: Path) -> None:
@@ -110,13 +110,13 @@ def write_scans(cases: Iterable[tuple[str, list[LevelScan]]], folder: Path) -> N
         folder: Appears whole or not at all.
     """
     with appearing(folder) as scratch:
-        for route in ROUTES:
-            (scratch / route).mkdir()
+        for feed in FEEDS:
+            (scratch / feed).mkdir()
         for case_id, scans in cases:
             for scan in scans:
                 name = scan_name(case_id, scan.level)
                 _write_scan(scan.image, scan.affine, scratch / "native", name)
-                if route_levels("upsampled", [scan.level]):
+                if levels_fed("upsampled", [scan.level]):
                     image = interpolate(scan.image[None], scan.stride)[0]
                     _write_scan(image, scans[0].affine, scratch / "upsampled", name)
 

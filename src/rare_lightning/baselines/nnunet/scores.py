@@ -18,7 +18,7 @@ from rare_lightning.evaluation.protocol import (
     to_labels,
     without_padding,
 )
-from rare_lightning.networks.heads import Grid
+from rare_lightning.networks.grids import Grid
 
 
 def read_softmax(path: Path, classes: int, shape: Sequence[int]) -> Tensor:

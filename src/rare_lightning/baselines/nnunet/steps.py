@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rare_lightning.baselines.nnunet.dataset import DATASET_ID, ROUTES, Route
+from rare_lightning.baselines.nnunet.dataset import DATASET_ID, FEEDS, Feed
 from rare_lightning.errors import UserError
 from rare_lightning.files import replacing
 from rare_lightning.provenance import describe_process
@@ -90,12 +90,12 @@ class Folders:
 
     @property
     def scans(self) -> Path:
-        """Test scans, in a folder per route."""
+        """Test scans, in a folder per feed."""
         return self.root / "scans"
 
-    def answers(self, route: Route) -> Path:
+    def answers(self, feed: Feed) -> Path:
         """nnU-Net's answers to them."""
-        return self.root / "predictions" / route
+        return self.root / "predictions" / feed
 
     def log(self, step: str) -> Path:
         """What a step printed."""
@@ -123,22 +123,33 @@ class Step:
     leftovers: tuple[Path, ...] = ()
 
 
-def steps_of(folders: Folders, scans: Mapping[Route, Sequence[str]]) -> list[Step]:
-    """Planning and preprocessing, training, and a prediction per route.
+def steps_of(folders: Folders, scans: Mapping[Feed, Sequence[str]]) -> list[Step]:
+    """Planning and preprocessing, training, and a prediction per feed.
 
     Args:
         folders: Of the comparison.
-        scans: Route -> names of its test scans.
+        scans: Feed -> names of its test scans.
     """
     settings = folders.settings
-    dataset, configuration, few = str(DATASET_ID), settings.configuration, str(settings.num_workers)
+    dataset, configuration, workers = str(DATASET_ID), settings.configuration, str(settings.num_workers)
     started = (folders.fold / "checkpoint_latest.pth").is_file()
     trained = ["-tr", TRAINER, "-device", settings.device]
     steps = [
         Step(
             "preprocess",
             # --clean: what an interrupted run left would be taken for a whole.
-            ("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-np", few, "-npfp", few, "--clean"),
+            (
+                "nnUNetv2_plan_and_preprocess",
+                "-d",
+                dataset,
+                "-c",
+                configuration,
+                "-np",
+                workers,
+                "-npfp",
+                workers,
+                "--clean",
+            ),
             (folders.preprocessed / f"{PLANS}.json",),
         ),
         Step(
@@ -148,13 +159,13 @@ def steps_of(folders: Folders, scans: Mapping[Route, Sequence[str]]) -> list[Ste
             () if started else (folders.fold,),
         ),
     ]
-    for route in ROUTES:
-        source, target = folders.scans / route, folders.answers(route)
+    for feed in FEEDS:
+        source, target = folders.scans / feed, folders.answers(feed)
         words = ["-i", str(source), "-o", str(target), "-d", dataset, "-c", configuration, "-f", "0", *trained]
-        words += ["--save_probabilities", "--disable_progress_bar", "-npp", few, "-nps", few]
+        words += ["--save_probabilities", "--disable_progress_bar", "-npp", workers, "-nps", workers]
         words += [] if settings.mirror else ["--disable_tta"]
-        products = tuple(target / f"{name}.npz" for name in scans[route])
-        steps.append(Step(f"predict_{route}", (*RUN, "nnUNetv2_predict", *words), products, (target,)))
+        products = tuple(target / f"{name}.npz" for name in scans[feed])
+        steps.append(Step(f"predict_{feed}", (*RUN, "nnUNetv2_predict", *words), products, (target,)))
     return [step for step in steps if step.products]
 
 
@@ -233,7 +244,7 @@ def training_record(folders: Folders) -> dict[str, Any]:
     measured = json.loads((folders.fold / "training.json").read_text(encoding="utf-8"))
     versions = {**process["versions"], **measured.pop("versions", {})}
     asked = asdict(folders.settings)
-    ran = {name: process.get(name, asked[name]) for name in ELSEWHERE}  # records of earlier versions have none
+    ran = {name: process[name] for name in ELSEWHERE}  # which may differ from one start to the next
     return {**process, **asked, **ran, "versions": versions, **measured}
 
 

@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 from rare_lightning.baselines.nnunet.dataset import (
-    ROUTES,
+    FEEDS,
+    Feed,
     LevelScan,
-    Route,
     dataset_name,
     level_scans,
-    route_levels,
+    levels_fed,
     scan_name,
     write_dataset,
     write_scans,
@@ -39,10 +39,10 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.tables import terminal_table, write_scores
 from rare_lightning.files import replacing
-from rare_lightning.networks.heads import Grid
+from rare_lightning.networks.grids import Grid
 
 
-def compare_nnunet(
+def run_nnunet(
     data: DecathlonDataModule,
     output: Path,
     environment: Path,
@@ -68,9 +68,9 @@ def compare_nnunet(
         raise UserError("the split holds out no test cases: raise --test_fraction, or name them in --splits_file")
     folders = Folders(output.resolve(), dataset_name(data.task), settings)
     levels = list(range(len(data.strides)))
-    scans: dict[Route, list[str]] = {
-        route: [scan_name(case_id, level) for case_id in data.split.test for level in route_levels(route, levels)]
-        for route in ROUTES
+    scans: dict[Feed, list[str]] = {
+        feed: [scan_name(case_id, level) for case_id in data.split.test for level in levels_fed(feed, levels)]
+        for feed in FEEDS
     }
     steps = steps_of(folders, scans)
     if dry_run:
@@ -81,8 +81,8 @@ def compare_nnunet(
     _write_data(data, folders)
     for step in steps:
         run_step(step, folders, environment)
-    for route, rows in _score(data, folders, nsd_tolerance_mm).items():
-        _write_report(route, rows, data, folders, nsd_tolerance_mm)
+    for feed, rows in _score(data, folders, nsd_tolerance_mm).items():
+        _write_report(feed, rows, data, folders, nsd_tolerance_mm)
 
 
 def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
@@ -121,36 +121,36 @@ def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
     return level_scans(data.preprocessing.on_base_grid(case), data.strides, data.label_downsampling)
 
 
-def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> dict[Route, list[Row]]:
-    """Scores of the answers to every test case, by route."""
-    rows: dict[Route, list[Row]] = {route: [] for route in ROUTES}
+def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> dict[Feed, list[Row]]:
+    """Scores of the answers to every test case, by feed."""
+    rows: dict[Feed, list[Row]] = {feed: [] for feed in FEEDS}
     for case in data.cases_of(data.split.test):
         scans = _scans_of(case, data)
-        for route in ROUTES:
-            softmax_of = partial(_answer, data, folders, route, case.case_id)
-            rows[route] += score_case(case.case_id, scans, softmax_of, data.task.classes, nsd_tolerance_mm)
+        for feed in FEEDS:
+            softmax_of = partial(_answer, data, folders, feed, case.case_id)
+            rows[feed] += score_case(case.case_id, scans, softmax_of, data.task.classes, nsd_tolerance_mm)
     return rows
 
 
 def _answer(
-    data: DecathlonDataModule, folders: Folders, route: Route, case_id: str, scan: LevelScan
+    data: DecathlonDataModule, folders: Folders, feed: Feed, case_id: str, scan: LevelScan
 ) -> tuple[Tensor, Grid]:
     """nnU-Net's softmax ``(C, D, H, W)`` of a scan, and the grid it is on."""
-    grid: Grid = "base" if route == "upsampled" else "level"
+    grid: Grid = "base" if feed == "upsampled" else "level"
     shape = [n * (s if grid == "base" else 1) for n, s in zip(scan.label.shape, scan.stride, strict=True)]
-    # At level 0 both routes are one.
-    folder = folders.answers(route if route_levels(route, [scan.level]) else "native")
+    # At level 0 both feeds are one.
+    folder = folders.answers(feed if levels_fed(feed, [scan.level]) else "native")
     return read_softmax(folder / f"{scan_name(case_id, scan.level)}.npz", len(data.task.classes), shape), grid
 
 
 def _write_report(
-    route: Route, rows: list[Row], data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float
+    feed: Feed, rows: list[Row], data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float
 ) -> None:
     """``ROUTE/test/cases.csv`` and ``summary.json``, and the table on the terminal."""
-    folder = folders.root / route / "test"
+    folder = folders.root / feed / "test"
     protocol = {"label_downsampling": data.label_downsampling, "nsd_tolerance_mm": nsd_tolerance_mm}
     summary = write_scores(rows, folder, protocol, training_record(folders))
     console = Console()
-    console.print(f"nnU-Net, {route} scans: {folder}", highlight=False)
+    console.print(f"nnU-Net, {feed} scans: {folder}", highlight=False)
     for truth in TRUTHS:
         console.print(terminal_table(summary, truth))
