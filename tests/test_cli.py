@@ -203,7 +203,8 @@ def test_a_checkpoint_brings_the_split_whose_file_is_gone(phantom, tmp_path, cap
     assert caplog.text.count(f"there is no {ids[5]}") == 2  # once by each command
     gone = [entry for entry in description["training"] if ids[0] not in entry["image"]]
     (smaller / "dataset.json").write_text(json.dumps({**description, "training": gone}))
-    assert fit(smaller, tmp_path / "on", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")) == 1
+    more = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2"]
+    assert fit(smaller, tmp_path / "on", *more) == 1
     assert_one_line(
         f"lacks cases that the checkpoint was trained or validated with ({ids[0]})", capsys.readouterr().err
     )
@@ -249,6 +250,16 @@ def test_overlays_train_and_test(phantom, tmp_path, overlays):
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"].get("window_size") == config["data"]["patch_size"]
+
+
+def test_a_network_of_ones_own_trains_as_the_readme_says(phantom, tmp_path, monkeypatch):
+    readme = (CONFIGS.parent / "README.md").read_text()
+    code = next(block for block in readme.split("```python\n") if "my_networks.py" in block).partition("```")[0]
+    (tmp_path / "my_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--model.network", "my_networks.MyNetwork", "--model.network.init_args.width", "4"]
+    assert fit(phantom, tmp_path / "run", *words) == 0
+    assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
 
 
 @pytest.fixture
@@ -407,6 +418,11 @@ def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
     assert "in use" in last_line(capsys.readouterr().err)
 
 
+def test_a_run_folder_in_which_nothing_was_trained_can_be_used(phantom, tmp_path, capsys):
+    assert fit(phantom, tmp_path / "run", "--model.optimizer.init_args.lr", "-1") == 1
+    assert fit(phantom, tmp_path / "run", "--trainer.fast_dev_run", "1") == 0
+
+
 def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *TINY, "--data.root", str(phantom)]) == 0
@@ -474,6 +490,7 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
             ["--model.level_cycle", "[[1]]", "--model.objective.init_args.level_weights", "[1, 0]"],
             "level_weights [1.0, 0.0] leave nothing to train of a batch of [[1]]",
         ),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs and max_steps must leave something to train"),
         (["--checkpoint.monitor", "null"], "checkpoint.monitor must name what is best"),
         (
             ["--data.augmentation", "[{class_path: torchio.RandomFlip, init_args: {axes: [5]}}]"],

@@ -130,7 +130,9 @@ def test_tests_and_comparisons_say_what_the_beginning_had_seen(phantom, earlier,
     (tmp_path / "other" / "test").mkdir(parents=True)
     shutil.copy(run / "test" / "cases.csv", tmp_path / "other" / "test")
     words = ["compare", str(run), str(tmp_path / "other"), "--output", str(tmp_path / "both"), "--timing", "false"]
+    capsys.readouterr()
     assert main(words) == 0
+    assert f"validated on {len(seen)} of these cases: its scores flatter." in capsys.readouterr().out
     page = (tmp_path / "both" / "comparison.md").read_text()
     assert f"which was trained or validated on {len(seen)} of these cases: its scores flatter." in page
 
@@ -171,6 +173,8 @@ def test_another_network_is_no_beginning(phantom, earlier, tmp_path, capsys):
     more = ["--model.init_from", str(earlier), "--model.network.init_args.features", "4"]
     assert fit(phantom, tmp_path / "run", *more) == 1
     assert "weights fit the network (model.network.init_args.features is 4 and was " in capsys.readouterr().err
+    assert fit(phantom, tmp_path / "run", "--model.init_from", str(earlier), "--model.network", "UNet") == 1
+    assert "weights fit the network (model.network.class_path is UNet and was RAREUNet" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -11,7 +11,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.evaluation.tables import summarize
 from rare_lightning.module import make_level_cycle
-from rare_lightning.networks import Prediction
+from rare_lightning.networks import MultiResolutionNetwork, Prediction
 
 
 def network(**settings):
@@ -424,3 +424,46 @@ def test_a_test_batch_holds_one_case(data):
     batch = next(iter(data.test_dataloader()))
     with pytest.raises(ValueError, match="one case, not 2"):
         SegmentationModule(network(), NAMES).test_step({**batch, "case": ["a", "b"]}, 0)
+
+
+class Forgetful(MultiResolutionNetwork):
+    """What somebody's own network may get wrong."""
+
+    answer_grid, coarsest_stride = "base", (1, 1, 1)
+
+    def __init__(self, answer):
+        super().__init__()
+        self.levels = (0,)
+        self.answer = answer
+
+    def level_stride(self, level):
+        return (1, 1, 1)
+
+    def forward(self, images):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({0: torch.zeros(1, 3, 4, 4, 4)}, "Forgetful.forward must return a rare_lightning.networks.Prediction: dict"),
+        (
+            Prediction({0: torch.zeros(1, 2, 4, 4, 4)}, {}, {}),
+            r"level 0 with logits \(B, 3, D, H, W\).*\(1, 2, 4, 4, 4\)",
+        ),
+    ],
+)
+def test_networks_that_answer_otherwise_are_told_what_is_expected(answer, message):
+    module = SegmentationModule(Forgetful(answer), NAMES)
+    with pytest.raises(UserError, match=message):
+        module({0: torch.zeros(1, 1, 4, 4, 4)})
+
+
+def test_networks_that_do_not_say_what_they_are_are_told_what_to_set():
+    class Nameless(Forgetful):
+        def __init__(self):
+            super().__init__(None)
+            del self.levels
+
+    with pytest.raises(ValueError, match="Nameless must set levels, as a MultiResolutionNetwork does"):
+        SegmentationModule(Nameless(), NAMES)

@@ -178,12 +178,23 @@ def test_settings_given_beside_a_checkpoint_hold_but_those_of_the_split(phantom,
         assert main(words(phantom, tmp_path / "new", *more)) == 0
     assert "model.optimizer.init_args.lr is 0.001 and was 0.01; the given one holds" in caplog.text
     assert "data.fold is 1 and was 0; the checkpoint's holds" in caplog.text
+    assert "trainer.max_epochs is 3 and was 2" not in caplog.text  # with a constant rate it is the same run, longer
     [group] = state(tmp_path / "new")["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-3), 0.5)
     splits = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (copied, tmp_path / "new")]
     assert splits[0]["DecathlonDataModule"]["split"] == splits[1]["DecathlonDataModule"]["split"]
     written = [json.loads((path / "splits.json").read_text()) for path in (copied, tmp_path / "new")]
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_run_that_is_over_is_not_gone_on_with(phantom, copied, tmp_path, name, capsys):
+    checkpoint = copied / "checkpoints" / f"{name}.ckpt"
+    epochs = torch.load(checkpoint, weights_only=True)["epoch"] + 1
+    more = ["--ckpt_path", str(checkpoint), "--trainer.max_epochs", str(epochs)]
+    assert main(words(phantom, tmp_path / "next", *more)) == 1
+    assert f"has trained {epochs} epochs, and trainer.max_epochs is {epochs}: give more" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
 
 
 def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):
@@ -193,7 +204,7 @@ def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):
     assert state(tmp_path / "new")["epoch"] == 2
 
 
-def test_an_epoch_of_more_steps_goes_on_at_its_place_of_the_schedule(phantom, tmp_path):
+def test_an_epoch_of_more_steps_goes_on_at_its_place_of_the_schedule(phantom, tmp_path, caplog):
     more, schedules = ["--model.scheduler", "cosine", "--model.level_cycle", "null"], []
     for epochs, patches in (("1", "2"), ("2", "6")):
         run = tmp_path / epochs
@@ -203,6 +214,7 @@ def test_an_epoch_of_more_steps_goes_on_at_its_place_of_the_schedule(phantom, tm
     first, second = ((schedule["last_epoch"], schedule["epoch_steps"]) for schedule in schedules)
     assert first[0] == first[1] < second[1]
     assert second[0] == 2 * second[1]
+    assert "trainer.max_epochs is 2 and was 1; the given one holds" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -75,13 +75,17 @@ def begin_from(network: nn.Module, checkpoint: str | Path, classes: Sequence[str
             del fitting[name]
     if len(fitting) < len(own) / 2:
         described = (content["hyper_parameters"].get("network"), _describe(network))
-        before, now = (one.get("init_args", {}) if isinstance(one, dict) else {} for one in described)
-        changes = changed_settings(before, now, "model.network.init_args.")
+        # By its last word, since rare_lightning.RAREUNet is rare_lightning.networks.RAREUNet too.
+        before, now = (
+            {**one, "class_path": one["class_path"].rpartition(".")[2]} if isinstance(one, dict) else {}
+            for one in described
+        )
+        changes = changed_settings(before, now, "model.network.")
         differing = [str(change) for change in changes if not change.name.endswith("_channels")]  # which may differ
         raise UserError(
             f"{checkpoint}: only {len(fitting)} of its {len(saved)} weights fit the network"
             f"{' (' + '; '.join(differing) + ')' if differing else ''}. "
-            "Take its model.network, data.levels and data.depth"
+            "Give what it was trained with, and its data.levels and data.depth"
         )
     network.load_state_dict(fitting, strict=False)
     others = sorted(own.keys() - fitting.keys())

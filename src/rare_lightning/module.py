@@ -97,6 +97,11 @@ class SegmentationModule(L.LightningModule):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
+        missing = [name for name in ("levels", "answer_grid", "coarsest_stride") if not hasattr(network, name)]
+        if missing:
+            raise ValueError(
+                f"{type(network).__name__} must set {', '.join(missing)}, as a MultiResolutionNetwork does"
+            )
         weights = objective.level_weights if objective else None
         if weights is not None and len(weights) != max(network.levels) + 1:
             raise ValueError(f"level_weights {list(weights)} must be one for each level, 0 to {max(network.levels)}")
@@ -134,9 +139,21 @@ class SegmentationModule(L.LightningModule):
 
         Raises:
             ValueError: If the network does not take images of that size.
+            UserError: If it answers with anything but a prediction of these classes.
         """
         laid_out = {level: image.contiguous(memory_format=self.memory_format) for level, image in images.items()}
-        prediction: Prediction = self.network(laid_out)
+        prediction = self.network(laid_out)
+        kind = type(self.network).__name__
+        if not isinstance(prediction, Prediction):
+            raise UserError(
+                f"{kind}.forward must return a rare_lightning.networks.Prediction: {type(prediction).__name__}"
+            )
+        for level, logits in prediction.logits.items():
+            if logits.ndim != 5 or logits.shape[1] != len(self.class_names):
+                raise UserError(
+                    f"{kind}.forward must answer level {level} with logits (B, {len(self.class_names)}, D, H, W), one "
+                    f"channel for each of out_channels classes: {tuple(logits.shape)}"
+                )
         return prediction
 
     def setup(self, stage: str) -> None:

@@ -19,6 +19,9 @@ from rare_lightning.errors import UserError
 
 MODULE = "rare_lightning.loggers."
 LOCK = ".lock"
+OF_BEGUN = {LOCK, "logs", "wandb", "tensorboard"}
+"""What a run leaves that ends before it has trained anything, beside ``config.yaml`` and ``splits.json``."""
+
 SECONDS_TO_END = 15.0
 """That loader processes of a run that was killed take to see so; they hold its lock until then."""
 
@@ -36,13 +39,15 @@ def run_folder(requested: str | None, checkpoint: str | None) -> Path:
 
 
 def refuse_folder_in_use(folder: Path, checkpoint: str | None) -> None:
-    """A run never mixes with an earlier one, unless it goes on from that one's checkpoint.
+    """A run never mixes with an earlier one, unless that one has trained nothing, or it goes on from its checkpoint.
 
     Raises:
         UserError: If the folder holds something else.
     """
     resumes = checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
-    if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK} and not resumes:
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    begun = OF_BEGUN | {name for name in names if name.startswith(("config", "splits"))}
+    if names - begun and not resumes:
         raise UserError(
             f"{folder}: this run folder is in use. Choose another --run_dir, or go on with its run: the same command "
             "with --resume"

@@ -11,6 +11,7 @@ from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import PyramidCollate
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import read_task
+from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import block_average, interpolate
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
@@ -78,6 +79,11 @@ def test_augmentation_moves_image_and_label_together(cases):
     plain, flipped = TrainingPatches(cases)[0], TrainingPatches(cases, augmentation=tio.Compose([flip]))[0]
     assert np.array_equal(flipped.image.numpy(), plain.image.numpy()[:, ::-1])
     assert np.array_equal(flipped.label.numpy(), plain.label.numpy()[:, ::-1])
+
+
+def test_augmentation_that_changes_the_spacing_is_refused(cases):
+    with pytest.raises(UserError, match=r"data\.augmentation changes the spacing from 1x1x1 to 2x2x2 mm"):
+        TrainingPatches(cases, augmentation=tio.Resample(2))[0]
 
 
 def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):

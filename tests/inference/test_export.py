@@ -132,7 +132,7 @@ def test_exported_models_know_the_axes_that_training_flipped(checkpoint, scan, t
     older = json.loads(sidecar.read_text())
     del older["model"]["mirror_axes"]
     sidecar.write_text(json.dumps(older))
-    with pytest.raises(UserError, match=r"exported: tells of no axis .* or export it again"):
+    with pytest.raises(UserError, match="exported: tells of no axis"):
         rare_lightning.load(tmp_path / "exported", mirror=True)
     assert rare_lightning.load([tmp_path / "exported", tmp_path / "flips.ckpt"]).networks
 

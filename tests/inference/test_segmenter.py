@@ -383,3 +383,8 @@ def test_networks_trained_on_patches_segment_in_windows_of_their_size(checkpoint
     prepared = segmenter.prepare(as_scan(scan), "scan")
     assert segmenter.window(prepared) == [16, 16, 16]
     assert segmenter.segment(prepared).window == [16, 16, 16]
+
+
+def test_what_tells_no_spacing_is_refused(checkpoint):
+    with pytest.raises(TypeError, match=r"ndarray is no scan with a spacing: give a path, a SimpleITK.Image"):
+        rare_lightning.load(checkpoint)(np.zeros((8, 8, 8)))

@@ -13,7 +13,7 @@ from rare_lightning.data.pyramid import LabelDownsampling
 from rare_lightning.data.task import check_class_names, read_task
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.comparison import Comparison
-from rare_lightning.evaluation.comparison_page import Cost, comparison_table
+from rare_lightning.evaluation.comparison_page import Cost, comparison_table, flattered
 from rare_lightning.evaluation.comparison_report import write_comparison
 from rare_lightning.evaluation.figures import plot_dice_by_resolution
 from rare_lightning.evaluation.label_maps import score_label_maps
@@ -102,8 +102,8 @@ def compare(
     console = Console()
     for truth in comparison.truths:
         console.print(comparison_table(comparison, truth))
-    if comparison.left_out:
-        print(comparison.left_out)
+    for line in (*flattered(comparison), *filter(None, [comparison.left_out])):
+        print(line)
     print(f"Comparison in {folder}: comparison.html, comparison.md, comparison.csv, comparison.json, figures")
 
 

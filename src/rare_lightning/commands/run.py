@@ -20,6 +20,9 @@ from rare_lightning.processes import end_with_parent, explain_loss
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
 
+NO_NETWORK = "required: fit.model.network"
+"""What jsonargparse says of a training without a configuration."""
+
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
 
@@ -92,7 +95,8 @@ def _line_for(error: BaseException, command: str) -> str | None:
     if isinstance(error, UserError):  # of a loader process, with its traceback before
         return str(error).rpartition("UserError: ")[2].strip()
     if isinstance(error, ArgumentError):  # argparse would print pages of options
-        return f"{message} (options: rare {command} --help)"
+        hint = ". Give --config, such as configs/hippocampus.yaml" if NO_NETWORK in message else ""
+        return f"{message}{hint} (options: rare {command} --help)"
     if isinstance(error, MisconfigurationException):  # Lightning's, of a device that is not there
         return message
     if isinstance(error, OSError):

@@ -31,7 +31,7 @@ from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import (
-    LOCK,
+    OF_BEGUN,
     log_into,
     only_writer,
     refuse_folder_in_use,
@@ -143,15 +143,12 @@ class RareCLI(LightningCLI):
             }
         )
         task = ("data.root", "data.download")
-        counts = {
-            "in_channels": lambda root, download: len(_task(root, download).channels),
-            "out_channels": lambda root, download: len(_task(root, download).classes),
-        }
+        counts = {"in_channels": _channel_count, "out_channels": _class_count}
         for name, setting in OF_DATA.items():
             count = counts.get(name)
             parser.link_arguments(task if count else f"data.{setting}", f"model.network.init_args.{name}", count)
         parser.link_arguments("data.patch_size", "model.window_size")
-        parser.link_arguments(task, "model.class_names", lambda root, download: list(_task(root, download).classes))
+        parser.link_arguments(task, "model.class_names", _class_names)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given to :func:`main`."""
@@ -192,6 +189,8 @@ class RareCLI(LightningCLI):
                     raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
                 _plan_network(config, content["hyper_parameters"].get("network", {}).get("init_args", {}))
                 self._compare_settings(content, config)
+                if not config.resume:
+                    _refuse_nothing_to_do(content, config)
                 if config.resume:
                     self._processes_before = content["callbacks"].get("TrainingRecord", {}).get("processes")
                 self._data_state = content["DecathlonDataModule"]
@@ -233,7 +232,7 @@ class RareCLI(LightningCLI):
         """
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         given = {section: config[section].as_dict() for section in saved}
-        if config.resume and (written := settings_of_training(Path(config.run_dir).expanduser())):
+        if written := settings_of_training(run_folder(None, config.ckpt_path)):
             # Checkpoints do not hold these.
             names = OF_STEPS if config.model.scheduler == "constant" else (*OF_STEPS, *OF_LENGTH)
             for settings, source in ((saved, written), (given, config)):
@@ -442,8 +441,20 @@ def _refuse_what_cannot_hold(config: Namespace) -> None:
         raise UserError(
             f"checkpoint.monitor ({config.checkpoint.monitor}) is best where it is lowest: give --checkpoint.mode min"
         )
+    if config.trainer.max_epochs == 0 or config.trainer.max_steps == 0:
+        raise UserError("trainer.max_epochs and max_steps must leave something to train: 1 or more, or -1 for no end")
     if config.trainer.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
+
+
+def _refuse_nothing_to_do(checkpoint: dict[str, Any], config: Namespace) -> None:
+    """Of a run that is over, whose new folder would hold nothing."""
+    done = checkpoint["epoch"] + checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    if config.trainer.max_epochs is not None and done >= config.trainer.max_epochs >= 0:
+        raise UserError(
+            f"{config.ckpt_path}: has trained {done} epochs, and trainer.max_epochs is {config.trainer.max_epochs}: "
+            "give more, or begin anew from its weights with --model.init_from"
+        )
 
 
 def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
@@ -455,7 +466,7 @@ def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
     last = find_last(folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # A run that is killed in its first moments has its loggers' folders, and no config.yaml yet.
-    if last is None and there - {"logs", "wandb", "tensorboard", LOCK} and "config.yaml" not in there:
+    if last is None and there - OF_BEGUN and "config.yaml" not in there:
         raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
     return None if last is None else str(last)
 
@@ -482,6 +493,18 @@ def _plan_network(config: Namespace, trained: dict[str, Any]) -> None:
         raise UserError(str(error)) from error
     arguments.spacing = list(data.preprocessing.spacing)
     arguments.patch_size = list(data.typical_size())
+
+
+def _channel_count(root: str | None, download: bool | str) -> int:
+    return len(_task(root, download).channels)
+
+
+def _class_names(root: str | None, download: bool | str) -> list[str]:
+    return list(_task(root, download).classes)
+
+
+def _class_count(root: str | None, download: bool | str) -> int:
+    return len(_class_names(root, download))
 
 
 def _task(root: str | None, download: bool | str) -> Task:

@@ -8,9 +8,11 @@ import torchio as tio
 from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.sampling import seeded
+from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3
 
 
@@ -89,7 +91,13 @@ class TrainingPatches(Dataset[tio.Subject]):
                 case, self._place(self.cases.cases[case], self.patch_size) if self.patch_size else ()
             )
             if self.augmentation is not None:
+                spacing = subject.spacing
                 subject = self.augmentation(subject)
+                if not np.allclose(subject.spacing, spacing, rtol=1e-3):
+                    raise UserError(
+                        f"data.augmentation changes the spacing from {format_spacing(spacing)} to "
+                        f"{format_spacing(subject.spacing)} mm, which tells the levels apart: use data.random_spacing"
+                    )
         subject["random_key"] = (self.seed, index)
         if self.patch_size:
             for part in (subject.image, subject.label):

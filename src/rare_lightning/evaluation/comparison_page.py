@@ -91,16 +91,18 @@ def _head(comparison: Comparison) -> list[Block]:
                 "brought down alike and NSD forgives the same distance could not be checked."
             )
         )
-    for method in comparison.methods:
-        if seen := method.summary.get("cases_seen_before"):
-            weights = method.summary["training"]["init_from"]["weights"]
-            blocks.append(
-                Paragraph(
-                    f"**{method.name} began from `{weights}`, which was trained or validated on {len(seen)} of these "
-                    "cases: its scores flatter.**"
-                )
-            )
+    blocks += [Paragraph(f"**{line}**") for line in flattered(comparison)]
     return blocks
+
+
+def flattered(comparison: Comparison) -> list[str]:
+    """A line for each method whose beginning knew some of the cases."""
+    return [
+        f"{method.name} began from `{method.summary['training']['init_from']['weights']}`, which was trained or "
+        f"validated on {len(seen)} of these cases: its scores flatter."
+        for method in comparison.methods
+        if (seen := method.summary.get("cases_seen_before"))
+    ]
 
 
 def _means(comparison: Comparison) -> list[Block]:

@@ -31,11 +31,11 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
         names = list(next(iter(levels.values()))["classes"])
         for name, color in zip(names, COLORS * len(names), strict=False):
             axes.plot(places, [entry["classes"][name]["dice"] for entry in levels.values()], "o-", c=color, label=name)
-        axes.plot(places, [entry["mean"]["dice"] for entry in levels.values()], "k--", label="mean")
+        axes.plot(places, [entry["mean"]["dice"] for entry in levels.values()], "k.--", label="mean")
         axes.set(title=f"{truth} truth", xlabel="scan spacing (mm)", ylim=(0, 1))
         axes.set_xticks(places, [entry["spacing_mm"] for entry in levels.values()])
         axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.axes[0].set_ylabel(f"mean Dice of {summary['cases']} cases")
     figure.savefig(path, dpi=130)
 

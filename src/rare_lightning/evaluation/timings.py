@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from rare_lightning.evaluation.tables import markdown_table, three_digits
 from rare_lightning.files import replacing
@@ -48,7 +49,10 @@ def _plot(rows: Sequence[TimingRow], note: str, path: Path) -> None:
     spacings = sorted({row["spacing mm"] for row in rows})
     axes.set(xscale="log", yscale="log", xticks=spacings, xlabel="scan spacing, mean (mm)", title=note)
     axes.set_xticklabels([f"{mm:g}" for mm in spacings])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("from file to file (ms)")
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)

@@ -252,7 +252,7 @@ def _in_list(path: Path) -> list[ScanFiles]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV list ({error})") from error
     if not header or header[0].strip() != "image" or not lines:
-        raise UserError(f"{path}: a CSV list needs the header image[,image2,...] and a line per scan")
+        raise UserError(f"{path}: a CSV list needs the header image[,image2,...] and a line per scan, with commas")
     scans = []
     for line in lines:
         cells = [cell.strip() for cell in line]

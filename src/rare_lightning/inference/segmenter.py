@@ -178,6 +178,7 @@ class Segmenter:
 
         Raises:
             UserError: If the scan cannot be read, or has another number of channels than the model.
+            TypeError: If it is something else, such as an array, which tells nothing of its spacing.
         """
         if isinstance(image, tio.Image):
             lps, name = geometry_of_affine(image.affine, image.spatial_shape), str(image.path or "image")
@@ -188,8 +189,14 @@ class Segmenter:
         if isinstance(image, sitk.Image):
             scan, name = Scan(np.stack(channels_of(image, "image")), Geometry.of(image)), "image"
             refuse_non_finite(scan.array, name)
+        elif isinstance(image, (str, Path)):
+            path = Path(image).expanduser()
+            scan, name = read_scan(ScanFiles(path.name, (path,))), str(path)
         else:
-            scan, name = read_scan(ScanFiles(Path(image).name, (Path(image),))), str(image)
+            raise TypeError(
+                f"{type(image).__name__} is no scan with a spacing: give a path, a SimpleITK.Image or a "
+                "torchio.ScalarImage, such as ScalarImage(tensor=..., affine=...)"
+            )
         answer = self.segment(self.prepare(scan, name, level))
         return answer.geometry.stamp(answer.labels)
 
@@ -208,10 +215,13 @@ class Segmenter:
             UserError: If it has another number of channels than the model, shows nothing, or there is no such level.
         """
         if len(scan.array) != len(self.channels):
+            fewer = (
+                ". Files of one channel each are called NAME_0000, NAME_0001, ..., or are listed in a CSV file, "
+                "image,image2,..."
+            )
             raise UserError(
                 f"{name}: has {len(scan.array)} channel(s), the model needs {len(self.channels)} "
-                f"({', '.join(self.channels)}). Files of one channel each are called NAME_0000, NAME_0001, ..., or are "
-                "listed in a CSV file, image,image2,..."
+                f"({', '.join(self.channels)}){fewer if len(scan.array) < len(self.channels) else ''}"
             )
         if all(channel.min() == channel.max() for channel in scan.array):
             raise UserError(f"{name}: shows nothing, every voxel of a channel has the same value")
@@ -425,7 +435,12 @@ def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geo
 
 
 def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
-    """A :class:`Segmenter` of one checkpoint or several."""
+    """A :class:`Segmenter` of one checkpoint or several: call it with a scan.
+
+    Args:
+        checkpoints: File, exported folder, or name of a model that comes with the package; several are averaged.
+        options: ``routing``, ``mirror``, ``device``, ``memory`` and ``precision`` of :class:`Segmenter`.
+    """
     return Segmenter(checkpoints, **options)
 
 
