@@ -59,13 +59,7 @@ def train(method: str, args: argparse.Namespace) -> Path:
     fit = ["fit", "--config", args.config, *METHODS[method], "--data.root", args.root, *EXACT, *args.words]
     fit += ["--trainer.enable_progress_bar", "false"]
     epochs = epochs_within(args.minutes, fit, args.output / "calibration" / method)
-    fit += ["--run_dir", str(folder), *lasting(epochs)]
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        fit += ["--ckpt_path", str(last)]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first epoch was done
-    rare(fit)
+    rare([*fit, "--run_dir", str(folder), *lasting(epochs), "--resume"])
     return folder / "checkpoints" / "best.ckpt"
 
 

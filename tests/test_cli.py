@@ -491,7 +491,10 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
             "level_weights [1.0, 0.0] leave nothing to train of a batch of [[1]]",
         ),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs and max_steps must leave something to train"),
-        (["--checkpoint.monitor", "null"], "checkpoint.monitor must name what is best"),
+        (
+            ["--checkpoint.monitor", "null", "--checkpoint.mode", "min"],
+            "checkpoint.mode min is of a checkpoint.monitor",
+        ),
         (
             ["--data.augmentation", "[{class_path: torchio.RandomFlip, init_args: {axes: [5]}}]"],
             "rare: error: All axes must be 0, 1 or 2, but found",

@@ -435,9 +435,9 @@ def _refuse_what_cannot_hold(config: Namespace) -> None:
             f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
             "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
         )
-    if config.checkpoint.monitor is None:
-        raise UserError("checkpoint.monitor must name what is best, such as val/dice; last.ckpt is kept without it")
-    if config.checkpoint.mode == "max" and "loss" in config.checkpoint.monitor:
+    if config.checkpoint.monitor is None and config.checkpoint.mode == "min":  # to Lightning, that is last.ckpt's
+        raise UserError("checkpoint.mode min is of a checkpoint.monitor, which is null: leave it out")
+    if config.checkpoint.mode == "max" and "loss" in (config.checkpoint.monitor or ""):
         raise UserError(
             f"checkpoint.monitor ({config.checkpoint.monitor}) is best where it is lowest: give --checkpoint.mode min"
         )
