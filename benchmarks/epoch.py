@@ -1,4 +1,4 @@
-"""Where the time of a training epoch goes, in full and in mixed precision, by Lightning's profiler.
+"""Where the time of a training epoch goes, by precision and order of channels in memory, by Lightning's profiler.
 
 python benchmarks/epoch.py --root Task04_Hippocampus [--output docs/results/epoch.json]
 """
@@ -44,18 +44,22 @@ def profiled(words: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Run, print and save."""
-    precisions = ["32-true", "bf16-mixed"]
-    args = arguments(__doc__, root="", config="configs/hippocampus.yaml", epochs=1, precisions=precisions)
+    variants = {
+        f"{precision}, channels {order}": ["--trainer.precision", precision, "--model.channels_last", last]
+        for precision in ("32-true", "bf16-mixed")
+        for order, last in (("first", "false"), ("last", "true"))
+    }
+    args = arguments(__doc__, root="", config="configs/hippocampus.yaml", epochs=1)
     words = ["--config", args.config, "--data.root", args.root, "--trainer.max_epochs", str(args.epochs)]
     words += ["--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null", "--trainer.accelerator", "cpu"]
     words += ["--trainer.enable_progress_bar", "false"]
-    seconds = {precision: profiled([*words, "--trainer.precision", precision]) for precision in args.precisions}
+    seconds = {variant: profiled([*words, *more]) for variant, more in variants.items()}
+    reference = next(iter(seconds.values()))
     rows = [
-        {"part": part}
-        | {name: f"{seconds[name][part] / seconds[args.precisions[0]]['epoch']:.3f}" for name in args.precisions}
-        for part in seconds[args.precisions[0]]
+        {"part": part} | {variant: f"{parts[part] / reference['epoch']:.3f}" for variant, parts in seconds.items()}
+        for part in reference
     ]
-    first = f"1 = {seconds[args.precisions[0]]['epoch'] / args.epochs:.1f} s"
+    first = f"1 = {reference['epoch'] / args.epochs:.1f} s"
     note = f"{Path(args.config).name}, epochs: {args.epochs}, with augmentation, without validation; {first}"
     save(args, "Epoch", note, rows)
     print(markdown_table(rows), first)
