@@ -162,7 +162,7 @@ class SegmentationModule(L.LightningModule):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective over the batch's levels, as large a part of the whole as their weights are.
+        """Objective over the batch's levels, times the share that their weights have in those of all trained levels.
 
         Raises:
             UserError: If the loss is not finite.

@@ -143,7 +143,11 @@ class DecathlonDataModule(L.LightningDataModule):
 
     @property
     def split(self) -> Split:
-        """Which case trains, validates, tests: a checkpoint's, or what the settings say."""
+        """Which case trains, validates, tests: a checkpoint's, or what the settings say.
+
+        Raises:
+            UserError: As of :func:`~.splits.make_split` and :func:`~.splits.read_split`.
+        """
         if self._split is None:
             self._split = self._make_split()
         return self._split

@@ -113,7 +113,7 @@ def read_geometry(path: str) -> Geometry:
 
 
 def geometry_of_affine(affine: np.ndarray, size: Size3) -> Geometry:
-    """Geometry of a grid given by its affine in the (right, anterior, superior) world."""
+    """Geometry of a grid given by its affine ``(4, 4)``: voxel index -> mm in the (right, anterior, superior) world."""
     lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     x, y, z = spacing.tolist()
@@ -122,7 +122,12 @@ def geometry_of_affine(affine: np.ndarray, size: Size3) -> Geometry:
 
 
 def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:
-    """Affine of the level grid: first voxel at the centre of the first block, spacing times stride (whole or not)."""
+    """Affine ``(4, 4)`` of the level grid: first voxel at the centre of the first block, spacing times stride.
+
+    Args:
+        affine: ``(4, 4)`` of the base grid, voxel index -> mm.
+        stride: Of the level per axis, in base voxels; whole or not.
+    """
     scaled = affine.copy()
     scaled[:3, 3] += affine[:3, :3] @ ((np.array(stride) - 1) / 2)
     scaled[:3, :3] = affine[:3, :3] * np.array(stride)

@@ -109,7 +109,14 @@ class Preprocessing:
         return torch.tensor(shifts, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
 
     def rescaled(self, data: Tensor, shift: Tensor, scale: Tensor, clip: bool = True) -> Tensor:
-        """``(C, D, H, W)`` less the shift, divided by the scale, and clipped where that belongs to it and is wanted."""
+        """``(data - shift) / scale``, clipped to 0..1 if ``clip``, but for ``zscore``, which has no ends.
+
+        Args:
+            data: ``(C, D, H, W)``.
+            shift: ``(C,)``, as ``scale``.
+            scale: Of each channel.
+            clip: False where the image of another level is to be made of it.
+        """
         shift, scale = (values.float().view(-1, 1, 1, 1) for values in (shift, scale))
         normalized = (data - shift) / scale
         return normalized.clamp(0, 1) if clip and self.normalize != "zscore" else normalized

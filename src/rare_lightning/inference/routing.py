@@ -45,9 +45,10 @@ def route(
         routing: ``detail`` takes the coarsest level that loses no detail of the scan along any axis; or, where that
             would stretch an axis to more than twice as many voxels, the finest level that does not. ``mean`` takes the
             level that is nearest on a logarithmic scale, averaged over the axes (for equal strides: by the geometric
-            mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both are faster for scans
-            between the levels; less accurate where the network was trained on such (``data.random_spacing``), and
-            ``mean`` more accurate where it was not (docs/results.md, spacings).
+            mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both enter scans
+            between the levels deeper, which is faster. They are less accurate than ``detail`` where the network was
+            trained on such scans (``data.random_spacing``); where it was not, ``mean`` is more accurate
+            (docs/results.md, spacings).
         level: This level, whatever the spacing.
 
     Raises:

@@ -75,6 +75,13 @@ class DoubleConv(nn.Sequential):
     """Twice: 3x3x3 convolution, normalisation, activation, optional channel dropout.
 
     ``(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)``.
+
+    Args:
+        in_channels: Of the input.
+        out_channels: Of both convolutions.
+        normalization: After each convolution.
+        activation: After each normalisation.
+        dropout: Probability that a channel is zeroed, after each activation.
     """
 
     def __init__(
@@ -98,6 +105,9 @@ class ResidualConv(nn.Module):
     """`DoubleConv` with a short cut (https://arxiv.org/abs/1512.03385) that joins before the last activation.
 
     ``(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)``; where the widths differ, the short cut is 1x1x1.
+
+    Args:
+        double: Whose layers it takes over.
     """
 
     def __init__(self, double: DoubleConv) -> None:

@@ -111,6 +111,10 @@ class RAREUNet(MultiResolutionNetwork):
         Args:
             images: Level -> ``(B, in_channels, D_l, H_l, W_l)`` of any size. All levels cover the same physical extent.
 
+        Returns:
+            Logits ``(B, out_channels, D, H, W)`` of each of these levels, on the base grid with ``sub_voxel`` heads,
+            else on the level grid; and the features that the consistency loss compares.
+
         Raises:
             ValueError: If a level is unknown, or an image is too small, or covers another extent than the others.
         """
