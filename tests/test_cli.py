@@ -437,6 +437,7 @@ def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
         (["test", "--ckpt_path", str(CONF / "tiny.yaml")], "not a checkpoint of rare fit"),
         (["fit", *TINY, "--data.root", "nowhere"], "dataset.json: not found"),
         (["data", "check", "nowhere"], "dataset.json: not found"),
+        (["data", "check", "~nobody-of-this-name/task"], "Could not determine home directory"),
         (["phantom", "task", "--seed", "-1"], "seed (-1) >= 0"),
     ],
 )

@@ -55,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         here = os.path.realpath(Path(path).parent)
         for state in checkpoint.get("callbacks", {}).values():
             before = state.get("dirpath")
-            if "best_k_models" in state and before == checkpoint[FOLDER]:
+            if "best_k_models" in state and before == checkpoint.get(FOLDER, before):  # a plain Trainer's do not say
                 # Lightning would forget the best score, and save what is worse as the best.
                 state["dirpath"] = here
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):

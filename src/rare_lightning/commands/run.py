@@ -23,6 +23,9 @@ NO_MEMORY = "can't allocate memory"
 NO_NETWORK = "required: fit.model.network"
 """What jsonargparse says of a training without a configuration."""
 
+NO_HOME = "Could not determine home directory"
+"""What pathlib says of a path."""
+
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
 
@@ -106,6 +109,8 @@ def _line_for(error: BaseException, command: str) -> str | None:
         return None if error.filename is None else f"{error.filename}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return None
+    if message.startswith(NO_HOME):
+        return f"{message}: ~NAME is the home of a user that there is not"
     if command not in TOOLS and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in message):
         return (
             f"out of memory ({message}). Give a smaller --data.patch_size, which whole volumes are segmented in "
