@@ -28,7 +28,7 @@ from rare_lightning.inference.routing import RoutingStrategy, route
 from rare_lightning.inference.scans import Scan
 
 ISOTROPIC: list[float] = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]
-ANISOTROPIC: list[Spacing] = [(1, 1, 2), (1, 1, 4), (1, 1, 8), (2, 2, 8)]
+ANISOTROPIC: list[Spacing] = [(1, 1, 2), (1, 1, 3), (1, 1, 4), (1, 1, 6), (1, 1, 8), (2, 2, 4), (2, 2, 8)]
 SPACINGS: list[Spacing] = [(mm, mm, mm) for mm in ISOTROPIC] + ANISOTROPIC
 
 
