@@ -73,10 +73,7 @@ def main() -> None:
         print(spacing, scores[spacing], flush=True)
     rows = []
     for spacing, by_level in scores.items():
-        chosen = {
-            rule: route(spacing, base, strides, rule, stretch=segmenter.stretch).level
-            for rule in get_args(RoutingStrategy)
-        }
+        chosen = {rule: route(spacing, base, strides, rule).level for rule in get_args(RoutingStrategy)}
         row = {"spacing (mm)": "x".join(f"{mm:g}" for mm in spacing)}
         row |= {f"entry at {level}": f"{by_level[level]:.3f}" if level in by_level else "-" for level in strides}
         row |= {f"level by {rule}": str(level) for rule, level in chosen.items()}

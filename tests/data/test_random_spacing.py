@@ -16,20 +16,18 @@ def test_without_shares_every_level_is_its_block_average():
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 1), (8, 8, 4)])
-@pytest.mark.parametrize(("shares", "distinct"), [((1, 0), {1}), ((0, 1), {2}), ((1, 1), {2}), ((0, 1, 4), {2})])
+@pytest.mark.parametrize(("shares", "distinct"), [((1, 0), {1}), ((0, 1), {2}), ((1, 1), {2})])
 def test_routing_sends_the_drawn_scans_to_their_level(stride, shares, distinct):
     torch.manual_seed(0)
     levels = [(1, 1, 1), (2, 2, 1), (4, 4, 2), (8, 8, 4), (16, 16, 8)]
     strides = dict(enumerate(levels))
-    jitter = RandomSpacing(*shares)
     for _ in range(100):
-        spacing = jitter.draw(stride)
+        spacing = RandomSpacing(*shares).draw(stride)
         ratios = [mm / s for mm, s in zip(spacing, stride, strict=True)]
         assert len({round(ratio, 6) for ratio in ratios}) in distinct
-        assert 1 <= min(ratios) <= max(ratios) < jitter.coarsest
-        if sorted(ratios)[1] < 1.8:  # where routing takes the next level's spacing to be meant
-            entry = route(tuple(spacing), (1, 1, 1), strides, stretch=jitter.coarsest).level
-            assert entry == levels.index(stride)
+        assert 1 <= min(ratios) <= max(ratios) < 2
+        if max(ratios) < 1.8:  # where routing takes the next level's spacing to be meant
+            assert route(tuple(spacing), (1, 1, 1), strides).level == levels.index(stride)
 
 
 def test_a_coarse_axis_loses_detail_and_nothing_moves():

@@ -65,7 +65,7 @@ def test_the_note_says_what_is_done():
     ("spacing", "why"),
     [
         ((1, 1, 2), "level 0 (keeps its detail)"),
-        ((1, 1, 6), "level 2 (stretches no axis beyond 2 times)"),
+        ((1, 1, 6), "level 2 (stretches no axis beyond twice)"),
         ((1, 1, 30), "level 3 (the coarsest level)"),
         ((0.5, 0.5, 0.5), "level 0 (the finest level, the scan is finer than level 0)"),
         ((12, 12, 12), "level 3 (keeps its detail, the scan is coarser than the last level)"),

@@ -12,7 +12,7 @@ from rare_lightning import RAREUNet
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.cache import write_cached
 from rare_lightning.data.dataset import NormalizedCases, WholeVolumes
-from rare_lightning.data.geometry import Geometry, geometry_of_affine
+from rare_lightning.data.geometry import Geometry
 from rare_lightning.data.pyramid import PyramidCollate, ToLevelGrid, pad_to_size
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.task import Case
@@ -297,22 +297,6 @@ def test_only_axes_that_training_flipped_are_mirrored(checkpoint, scan, tmp_path
         model = rare_lightning.load(path, mirror=mirror).run_by(FrontAndBack("level"))
         answers.append(model.probabilities(model.prepare(as_scan(scan), "scan")))
     assert torch.allclose(*answers, atol=1e-5) == alike
-
-
-def test_thick_slices_enter_where_the_network_was_trained_on_them(checkpoint, tmp_path):
-    content = torch.load(checkpoint, weights_only=True)
-    entered = []
-    for coarsest in (2.0, 4.0):
-        content["datamodule_hyper_parameters"]["random_spacing"] = {"anisotropic": 0.1, "coarsest": coarsest}
-        torch.save(content, tmp_path / f"{coarsest}.ckpt")
-        image = tio.ScalarImage(tensor=torch.rand(1, 24, 24, 8), affine=np.diag([1, 1, 4, 1]))
-        model = rare_lightning.load(tmp_path / f"{coarsest}.ckpt")
-        entered.append(
-            model.prepare(Scan(image.numpy(), geometry_of_affine(image.affine, (24, 24, 8))), "scan").route.level
-        )
-    assert entered == [1, 0]
-    both = rare_lightning.load([tmp_path / "4.0.ckpt", tmp_path / "2.0.ckpt"])
-    assert both.stretch == 2
 
 
 def test_models_that_were_trained_without_flips_are_not_mirrored(checkpoint, tmp_path):

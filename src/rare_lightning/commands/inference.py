@@ -47,7 +47,7 @@ def predict(
         grid: "input" answers on the scan's own grid, "base" at the base spacing in canonical orientation.
         level: Enter every scan at this level, whatever its spacing.
         routing: "detail" takes the coarsest level that keeps a scan's detail, or a coarser one that stretches no axis
-            farther than in training; "mean" the one nearest to its mean spacing, "finest" to that of its finest axis.
+            beyond twice; "mean" the one nearest to its mean spacing, "finest" to that of its finest axis.
         mirror: Average over mirror images along the axes that training flipped: twice the work for each.
         memory: GiB that each device may use; three quarters of what it has by default, which processes on the CPU
             share. Scans that would need more are segmented in windows.

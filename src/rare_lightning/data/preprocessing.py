@@ -132,7 +132,6 @@ class Preprocessing:
         Statistics of a scan between two levels are taken to lie between theirs; below the last one they are its.
         """
         shifts, scales = statistics
-        level = min(level, len(shifts) - 1)
         lower = int(level)
         upper = min(lower + 1, len(shifts) - 1)
         shift, scale = (torch.lerp(values[lower], values[upper], level - lower) for values in statistics)

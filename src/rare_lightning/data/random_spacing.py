@@ -22,30 +22,25 @@ class RandomSpacing:
     Args:
         in_between: Share of images with a spacing between the level's and twice that, drawn on a logarithmic scale,
             alike along the axes.
-        anisotropic: Share of images with one axis, drawn too, that has a spacing of its own.
-        coarsest: How many times the level's spacing that may be, drawn on a logarithmic scale too: 4 shows a level of
-            1 mm slices of up to 4 mm. Routing lets a scan of a model enter where no axis is coarser.
+        anisotropic: Share of images with one axis, drawn too, that has a spacing of its own in that range.
 
     Raises:
-        UserError: If a share is not between 0 and 1, or ``coarsest`` is less than 1.
+        UserError: If a share is not between 0 and 1.
     """
 
     in_between: float = 0.0
     anisotropic: float = 0.0
-    coarsest: float = 2.0
 
     def __post_init__(self) -> None:
         for name, share in (("in_between", self.in_between), ("anisotropic", self.anisotropic)):
             if not 0 <= share <= 1:
                 raise UserError(f"data.random_spacing.{name} ({share}) must be a share between 0 and 1")
-        if self.coarsest < 1:
-            raise UserError(f"data.random_spacing.coarsest ({self.coarsest}) must be 1 or more")
 
     def draw(self, stride: Sequence[int]) -> list[float]:
         """Spacing in base voxels per axis of a scan for the level of this stride."""
         factors = [2 ** _uniform() if _uniform() < self.in_between else 1.0] * 3
         if _uniform() < self.anisotropic:
-            factors[int(torch.randint(3, ()))] = self.coarsest ** _uniform()
+            factors[int(torch.randint(3, ()))] = 2 ** _uniform()
         return [factor * s for factor, s in zip(factors, stride, strict=True)]
 
     def __call__(self, image: Tensor, stride: Size3) -> tuple[Tensor, float]:
@@ -56,8 +51,7 @@ class RandomSpacing:
             stride: Of the level, in base voxels.
 
         Returns:
-            The image, and how many octaves the scan's mean spacing is from the level's: 0 if it is that, 1 if it is
-            twice that.
+            The image, and how far the scan's spacing is from the level's: 0 if it is that, 1 if it is twice that.
         """
         spacing = self.draw(stride)
         size = covering_size(image.shape[1:], (1, 1, 1), spacing)

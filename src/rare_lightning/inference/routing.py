@@ -35,7 +35,6 @@ def route(
     level_strides: Mapping[int, Size3],
     routing: RoutingStrategy = "detail",
     level: int | None = None,
-    stretch: float = 2.0,
 ) -> Route:
     """Choose the entry level.
 
@@ -44,14 +43,13 @@ def route(
         base_spacing: Of level 0 in mm.
         level_strides: Cumulative stride of each level that can be entered.
         routing: ``detail`` takes the coarsest level that loses no detail of the scan along any axis; or, where that
-            would stretch an axis to more than ``stretch`` times as many voxels, the finest level that does not.
-            ``mean`` takes the level that is nearest on a logarithmic scale, averaged over the axes (for equal strides:
-            by the geometric mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both enter
-            scans between the levels deeper, which is faster. They are less accurate than ``detail`` where the network
-            was trained on such scans (``data.random_spacing``); where it was not, ``mean`` is more accurate
+            would stretch an axis to more than twice as many voxels, the finest level that does not. ``mean`` takes the
+            level that is nearest on a logarithmic scale, averaged over the axes (for equal strides: by the geometric
+            mean of the spacing); ``finest`` the level that is nearest to the finest axis. Both enter scans
+            between the levels deeper, which is faster. They are less accurate than ``detail`` where the network was
+            trained on such scans (``data.random_spacing``); where it was not, ``mean`` is more accurate
             (docs/results.md, spacings).
         level: This level, whatever the spacing.
-        stretch: How many times the level's spacing one axis of the scans had that the network was trained on, at most.
 
     Raises:
         ValueError: If there is no such level or routing.
@@ -65,7 +63,7 @@ def route(
     if level is not None:
         chosen, why = level, "as asked for"
     elif routing == "detail":
-        chosen, why = _by_detail(offsets, stretch)
+        chosen, why = _by_detail(offsets)
     elif routing == "mean":
         chosen, why = min(offsets, key=lambda entry: abs(fsum(offsets[entry]))), "nearest"
     elif routing == "finest":
@@ -87,22 +85,21 @@ def route(
     return Route(chosen, target, f"{format_spacing(spacing)} mm enters at level {chosen} ({why}{beyond}), {what}")
 
 
-def _by_detail(offsets: Mapping[int, Sequence[float]], stretch: float) -> tuple[int, str]:
-    """The coarser of two levels: the coarsest that loses no detail, and the finest that stretches no axis too far.
+def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:
+    """The coarser of two levels: the coarsest that loses no detail, and the finest that stretches no axis beyond twice.
 
     Args:
         offsets: Level -> logarithm of scan spacing over level spacing, per axis.
-        stretch: How far that is.
 
     Returns:
         Level, and why.
     """
     nearly = NEARLY * log(2)
     no_loss = [level for level, offset in offsets.items() if min(offset) >= -nearly]
-    no_stretch = [level for level, offset in offsets.items() if max(offset) <= log(stretch) + nearly]
+    no_stretch = [level for level, offset in offsets.items() if max(offset) <= log(2) + nearly]
     chosen = max(max(no_loss, default=min(offsets)), min(no_stretch, default=max(offsets)))
     if chosen in no_loss:
         return chosen, "keeps its detail"
     if chosen == min(offsets):
         return chosen, "the finest level"
-    return chosen, f"stretches no axis beyond {stretch:g} times" if chosen in no_stretch else "the coarsest level"
+    return chosen, "stretches no axis beyond twice" if chosen in no_stretch else "the coarsest level"

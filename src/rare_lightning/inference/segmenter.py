@@ -32,7 +32,7 @@ from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, round_up
 
 Precision = Literal["32-true", "bf16-mixed"]
-MIRROR_AXES, STRETCH = "mirror_axes", "stretch"
+MIRROR_AXES = "mirror_axes"
 NO_FLIPS = (
     "tells of no axis that its training flipped (torchio.RandomFlip in data.augmentation), and in other mirror images "
     "its classes may trade places: leave out mirror"
@@ -137,7 +137,7 @@ class Segmenter:
                 raise UserError(f"{path}: was exported in full precision; {precision} is for checkpoints of rare fit")
             if mirror and not other.get(MIRROR_AXES):
                 raise UserError(f"{path}: {NO_FLIPS}")
-            alike = facts.keys() - ({STRETCH} if mirror else {STRETCH, MIRROR_AXES})
+            alike = facts.keys() - (() if mirror else {MIRROR_AXES})
             differing = ", ".join(sorted(name for name in alike if other.get(name) != facts[name]))
             if differing:
                 raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
@@ -154,7 +154,6 @@ class Segmenter:
             raise UserError(f"{', '.join(map(str, paths))}: cannot be averaged, they have no entry level in common")
         self.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
         self.window_size: list[int] | None = facts["window_size"]
-        self.stretch = min(other.get(STRETCH, 2.0) for _, other in models)
         # Scans are prepared where there are no networks.
         self.coarsest_stride = _largest(network.coarsest_stride for network in self.networks)
         self.routing: RoutingStrategy = routing
@@ -229,7 +228,7 @@ class Segmenter:
         geometry = scan.geometry
         spacing, base = geometry.canonical_spacing, self.preprocessing.spacing
         try:
-            chosen = route(spacing, base, self.level_strides, self.routing, level, self.stretch)
+            chosen = route(spacing, base, self.level_strides, self.routing, level)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         volume = torch.from_numpy(scan.canonical)
@@ -454,9 +453,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
     facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}
     facts["window_size"] = settings["window_size"]
-    trained = checkpoint["datamodule_hyper_parameters"]
-    facts[MIRROR_AXES] = flipped_axes(trained.get("augmentation"))
-    facts[STRETCH] = (trained.get("random_spacing") or {}).get("coarsest", 2.0)  # objects of Python are not kept
+    facts[MIRROR_AXES] = flipped_axes(checkpoint["datamodule_hyper_parameters"].get("augmentation"))
     try:
         module, _, name = settings["network"]["class_path"].rpartition(".")
         kind = getattr(importlib.import_module(module), name)
