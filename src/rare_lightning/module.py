@@ -72,8 +72,8 @@ class SegmentationModule(L.LightningModule):
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
             that were trained on whole volumes.
-        channels_last: Keep the channels of a voxel beside each other in memory: faster on CPUs, and anywhere with mixed
-            precision.
+        channels_last: Keep the channels of a voxel beside each other in memory: on a CPU faster by some hundredths in
+            mixed precision, and slower by a tenth in full (docs/results.md, epoch).
         init_from: Checkpoint or model of ``rare models`` that ``rare fit`` begins a training from, where its weights
             fit: heads are made anew for other classes, the first convolution for other channels. It is a record: in
             Python, call :func:`~rare_lightning.configuration.begin_from` with the network.
