@@ -19,6 +19,7 @@ from matplotlib.image import imread
 import rare_lightning
 from rare_lightning import __version__
 from rare_lightning.cli import COMMANDS, main
+from rare_lightning.commands.training import RareCLI
 from rare_lightning.data.dataset import WholeVolumes
 from rare_lightning.evaluation.slices import read_slices
 from rare_lightning.module import SegmentationModule
@@ -416,6 +417,21 @@ def test_without_a_validation_the_last_checkpoint_is_what_to_test(phantom, tmp_p
 def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
     assert fit(phantom, run) == 1
     assert "in use" in last_line(capsys.readouterr().err)
+
+
+def test_a_run_that_was_begun_while_another_started_is_left_alone(run, phantom, tmp_path, monkeypatch, capsys):
+    place = RareCLI.before_instantiate_classes
+
+    def late(self):
+        place(self)
+        shutil.copytree(run, tmp_path / "run")
+
+    monkeypatch.setattr(RareCLI, "before_instantiate_classes", late)
+    assert fit(phantom, tmp_path / "run") == 1
+    assert_one_line("this run folder is in use", capsys.readouterr().err)
+    shutil.rmtree(tmp_path / "run")
+    assert fit(phantom, tmp_path / "run", "--resume") == 1
+    assert_one_line("another rare fit has trained here since this one began", capsys.readouterr().err)
 
 
 def test_a_run_folder_in_which_nothing_was_trained_can_be_used(phantom, tmp_path, capsys):

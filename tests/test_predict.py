@@ -261,3 +261,11 @@ def test_a_signal_ends_a_prediction_whose_answers_are_kept(checkpoint, folder, t
     assert len(volumes(tmp_path / "out")) == 1
     assert predict(checkpoint, [folder], tmp_path / "out", "--resume") == 0
     assert len(volumes(tmp_path / "out")) == 2
+
+
+def test_a_scan_that_is_given_twice_is_answered_once(checkpoint, folder, tmp_path):
+    scan = sorted(folder.glob("*.nii.gz"))[0]
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"image\n{scan}\n{scan}\n")
+    assert predict(checkpoint, [listing, scan], tmp_path / "out") == 0
+    assert len(volumes(tmp_path / "out")) == 1

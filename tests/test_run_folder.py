@@ -1,4 +1,5 @@
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -26,6 +27,16 @@ def test_one_training_at_a_time_writes_into_a_run_folder(tmp_path, monkeypatch):
     with only_writer(tmp_path / "run"):
         pass
     assert not any(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_is_written_to(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with caplog.at_level("INFO"), only_writer(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    assert "cannot be kept from another rare fit that writes into it ([Errno 37] No locks available)" in caplog.text
 
 
 def wandb_logger(**settings):

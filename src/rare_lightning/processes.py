@@ -5,9 +5,13 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import lightning as L
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 SECONDS = 5.0
 """How often a process looks whether the one that started it is still there."""
@@ -25,6 +29,21 @@ def gather(mine: Any) -> list[Any]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+@contextmanager
+def sigterm_before_loaders(trainer: L.Trainer) -> Iterator[None]:
+    """Context: where a signal ends a process and its loaders, it is no loss of loaders, whose end is seen first.
+
+    Raises:
+        SIGTERMException: Lightning's, in place of the error that tells of a loader.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if trainer.received_sigterm:
+            raise SIGTERMException from error
+        raise
 
 
 def end_with_parent() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace, dict_to_namespace
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from rare_lightning.errors import UserError
 
@@ -67,11 +67,14 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=SECONDS_TO_END)
     except Timeout:
         raise UserError(f"{folder}: another rare fit writes into this run folder. Choose another --run_dir") from None
+    except (OSError, NotImplementedError) as error:  # a disk that knows no locks
+        rank_zero_info(f"{folder}: cannot be kept from another rare fit that writes into it ({error})")
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while held: who waits for it sees that and makes a new one
-        lock.release()
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)  # while held: who waits for it sees that and makes a new one
+            lock.release()
         with suppress(OSError):  # it holds something
             folder.rmdir()
 

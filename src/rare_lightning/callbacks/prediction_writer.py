@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ class PredictionWriter(BasePredictionWriter):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Of a run that is interrupted, put what there is into the table."""
         if trainer.is_global_zero:
-            self.write_volumes()
+            with suppress(OSError):  # of which there is an exception already
+                self.write_volumes()
 
     def write_volumes(self) -> None:
         """One table of all cases in the folder that have a label map, those of earlier runs too."""

@@ -19,6 +19,7 @@ from rare_lightning.inference.benchmark import Engine, as_rows, installed_engine
 from rare_lightning.inference.export import EngineNetwork, Format, digest, export_network
 from rare_lightning.inference.scans import read_scan
 from rare_lightning.inference.segmenter import Precision
+from rare_lightning.processes import sigterm_before_loaders
 
 
 def predict(
@@ -103,7 +104,8 @@ def predict(
             PredictionModule(segmenter, grid == "base", probabilities),
             dataset.loader(min(num_workers, len(waiting))),
         )
-        trainer.predict(module, loader, return_predictions=False)
+        with sigterm_before_loaders(trainer):
+            trainer.predict(module, loader, return_predictions=False)
         if not trainer.is_global_zero:
             return
     else:

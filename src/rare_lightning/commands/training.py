@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
 from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
@@ -29,6 +28,7 @@ from rare_lightning.data.task import Task
 from rare_lightning.errors import UserError, few
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
+from rare_lightning.processes import sigterm_before_loaders
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import (
     OF_BEGUN,
@@ -232,7 +232,8 @@ class RareCLI(LightningCLI):
         """
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         given = {section: config[section].as_dict() for section in saved}
-        if written := settings_of_training(run_folder(None, config.ckpt_path)):
+        written = settings_of_training(run_folder(None, config.ckpt_path))
+        if {"seed_everything", "trainer", "checkpoint"} <= written.keys():  # or it is somebody else's config.yaml
             # Checkpoints do not hold these.
             names = OF_STEPS if config.model.scheduler == "constant" else (*OF_STEPS, *OF_LENGTH)
             for settings, source in ((saved, written), (given, config)):
@@ -263,13 +264,19 @@ class RareCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """As the only one that writes into the folder of a training: its first process watches over that."""
         writes = subcommand == "fit" and self.trainer.is_global_zero
-        with only_writer(Path(self.trainer.default_root_dir)) if writes else nullcontext():
-            try:
-                super()._run_subcommand(subcommand)
-            except RuntimeError as error:
-                if self.trainer.received_sigterm:  # as loader processes did, whose end is seen first
-                    raise SIGTERMException from error
-                raise
+        folder = Path(self.trainer.default_root_dir)
+        with only_writer(folder) if writes else nullcontext(), sigterm_before_loaders(self.trainer):
+            if writes:
+                self._refuse_what_another_began(folder)
+            super()._run_subcommand(subcommand)
+
+    def _refuse_what_another_began(self, folder: Path) -> None:
+        """Look into the folder again: another run may have been there since it was found to be free."""
+        config = self.config[self.subcommand]
+        if not config.resume:
+            refuse_folder_in_use(folder, config.ckpt_path)
+        elif config.ckpt_path is None and find_last(folder) is not None:
+            raise UserError(f"{folder}: another rare fit has trained here since this one began. Give the command again")
 
     def before_fit(self) -> None:
         """Begin from what is given, and say what is known to make a run slow or worse, or its scores flatter."""

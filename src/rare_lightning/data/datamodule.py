@@ -139,6 +139,7 @@ class DecathlonDataModule(L.LightningDataModule):
         )
         self.patch_size = self._checked_patch(patch_size)
         self._split: Split | None = None
+        self._left_out: tuple[str, ...] = ()  # by a checkpoint's split
         self._preprocessing: Preprocessing | None = None
 
     @property
@@ -254,7 +255,7 @@ class DecathlonDataModule(L.LightningDataModule):
             "level_strides": [list(stride) for stride in self.strides],
             "preprocessing": self.preprocessing.as_dict(),
             "split": self.split.as_dict(),
-            "left_out": sorted({case.case_id for case in self.task.cases} - self.split.cases),
+            "left_out": sorted({*self._left_out, *(case.case_id for case in self.task.cases)} - self.split.cases),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -278,8 +279,8 @@ class DecathlonDataModule(L.LightningDataModule):
         here = {case.case_id for case in self.task.cases}
         roles = {role: set(ids) for role, ids in state_dict["split"].items()}
         known = set().union(*roles.values())
-        left_out = state_dict.get("left_out", ())  # the shipped model's does not say
-        new, missing = sorted(here - known - set(left_out)), sorted(known - here)
+        self._left_out = tuple(state_dict.get("left_out", ()))  # the shipped model's does not say
+        new, missing = sorted(here - known - {*self._left_out}), sorted(known - here)
         roles["test"].update(new)
         split = Split(**{role: tuple(sorted(ids & here)) for role, ids in roles.items()})
         if new and split != self._split:  # or it was said before

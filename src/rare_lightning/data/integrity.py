@@ -9,7 +9,15 @@ import SimpleITK as sitk
 import torchio as tio
 
 from rare_lightning.data.task import Case, Task
-from rare_lightning.data.voxels import channels_first, header_problem, image_name, is_nifti, read_nifti, reason
+from rare_lightning.data.voxels import (
+    case_id_of,
+    channels_first,
+    header_problem,
+    image_name,
+    is_nifti,
+    read_nifti,
+    reason,
+)
 from rare_lightning.errors import UserError
 
 SPACING_TOLERANCE = 1e-3
@@ -102,7 +110,9 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _other_orders(cases: Sequence[Case]) -> list[str]:
     """A line for each case that lists channels of the names of other cases in another order than most of them."""
-    orders = {case: tuple(image_name(path).removeprefix(case.case_id) for path in case.images) for case in cases}
+    orders = {
+        case: tuple(image_name(path).removeprefix(case_id_of(case.images)) for path in case.images) for case in cases
+    }
     counts: dict[tuple[str, ...], Counter[tuple[str, ...]]] = {}
     for order in orders.values():
         counts.setdefault(tuple(sorted(order)), Counter())[order] += 1

@@ -68,7 +68,7 @@ def told_apart(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """
     times = Counter(name for name, _ in {*zip(names, paths, strict=True)})
     return [
-        f"{path.resolve().parent.name}_{name}" if times[name] > 1 else name
+        f"{path.absolute().parent.name}_{name}" if times[name] > 1 else name
         for name, path in zip(names, paths, strict=True)
     ]
 

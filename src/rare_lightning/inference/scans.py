@@ -116,6 +116,7 @@ def find_scans(
     scans += (
         _grouped(files, channels) if numbered_channels else [ScanFiles(image_name(path), (path,)) for path in files]
     )
+    scans = list(dict.fromkeys(scans))
     by_name: dict[str, ScanFiles] = {}
     names = told_apart([scan.name for scan in scans], [scan.paths[0] for scan in scans])
     for scan in (replace(scan, name=name) for scan, name in zip(scans, names, strict=True)):
