@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: a tiny phantom task, and a cache of its own."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,11 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tasks") / "phantom"
     make_phantom(str(root), cases=6, unlabelled=1, size=[24, 28, 24])
     return root
+
+
+@pytest.fixture
+def ctrl_c_kept() -> Iterator[None]:
+    """Lightning's end of a run by Ctrl-C lets no other through."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)

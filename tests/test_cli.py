@@ -718,12 +718,9 @@ class Signals(L.Callback):
         os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.usefixtures("ctrl_c_kept")
 @pytest.mark.parametrize("cause", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_is_ended_by_a_signal_says_so(phantom, tmp_path, cause, capsys):
     words = ["--trainer.callbacks+=tests.test_cli.Signals", "--trainer.callbacks.number", str(int(cause))]
-    before = signal.getsignal(signal.SIGINT)  # Lightning's end of a run lets no other Ctrl-C through
-    try:
-        assert fit(phantom, tmp_path / "run", *words, "--trainer.max_epochs", "3") == 128 + cause
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert fit(phantom, tmp_path / "run", *words, "--trainer.max_epochs", "3") == 128 + cause
     assert_one_line(f"ended by {cause.name}. rare fit goes on from its last checkpoint", capsys.readouterr().err)

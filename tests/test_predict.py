@@ -242,6 +242,7 @@ def test_wrong_words_are_answered_with_a_line(words, message, code, checkpoint, 
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.usefixtures("ctrl_c_kept")
 @pytest.mark.parametrize("cause", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_prediction_whose_answers_are_kept(checkpoint, folder, tmp_path, monkeypatch, cause, capsys):
     write = PredictionWriter.write_on_batch_end
@@ -250,13 +251,9 @@ def test_a_signal_ends_a_prediction_whose_answers_are_kept(checkpoint, folder, t
         write(self, *args)
         os.kill(os.getpid(), cause)
 
-    before = signal.getsignal(signal.SIGINT)  # Lightning's end of a run lets no other Ctrl-C through
-    try:
-        with monkeypatch.context() as context:
-            context.setattr(PredictionWriter, "write_on_batch_end", signalled)
-            assert predict(checkpoint, [folder], tmp_path / "out") == 128 + cause
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with monkeypatch.context() as context:
+        context.setattr(PredictionWriter, "write_on_batch_end", signalled)
+        assert predict(checkpoint, [folder], tmp_path / "out") == 128 + cause
     assert f"ended by {cause.name}. rare predict goes on with the same command and --resume" in capsys.readouterr().err
     assert len(volumes(tmp_path / "out")) == 1
     assert predict(checkpoint, [folder], tmp_path / "out", "--resume") == 0

@@ -16,6 +16,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 SECONDS = 5.0
 """How often a process looks whether the one that started it is still there."""
 
+GOES_ON = {
+    "fit": "rare fit goes on from its last checkpoint with the same command and --resume.",
+    "predict": "rare predict goes on with the same command and --resume.",
+}
+"""What to do about a command that could not end."""
+
 LOST = re.compile(
     r"closed by peer|reset by peer|broken pipe|timed out|remote worker|NCCL|ncclRemoteError", re.IGNORECASE
 )
@@ -67,5 +73,5 @@ def explain_loss(error: RuntimeError) -> str | None:
         return None
     return (
         f"process {dist.get_rank()} of {dist.get_world_size()} lost another one, which may have said why, or was "
-        "killed (out of memory?). rare fit goes on from its last checkpoint with the same command and --resume."
+        f"killed (out of memory?). {GOES_ON['fit']}"
     )

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rare_lightning.commands.tools import TOOLS, parser_of
 from rare_lightning.commands.training import train
 from rare_lightning.errors import UserError
-from rare_lightning.processes import end_with_parent, explain_loss
+from rare_lightning.processes import GOES_ON, end_with_parent, explain_loss
 
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
@@ -28,12 +28,6 @@ NO_HOME = "Could not determine home directory"
 
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
-
-GOES_ON = {
-    "fit": "rare fit goes on from its last checkpoint with the same command and --resume.",
-    "predict": "rare predict goes on with the same command and --resume.",
-}
-"""What to do about a command that could not end."""
 
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""

@@ -1,6 +1,6 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -166,7 +166,7 @@ class DecathlonDataModule(L.LightningDataModule):
                 raise UserError(f"data.normalize: {error}") from error
         return self._preprocessing
 
-    def cases_of(self, case_ids: Sequence[str]) -> tuple[Case, ...]:
+    def cases_of(self, case_ids: Iterable[str]) -> tuple[Case, ...]:
         """Cases of the task in order of their id."""
         wanted = set(case_ids)
         return tuple(case for case in self.task.cases if case.case_id in wanted)
@@ -185,8 +185,8 @@ class DecathlonDataModule(L.LightningDataModule):
         Runs in one process per machine.
         """
         stage, split = self.trainer.state.fn if self.trainer else None, self.split
-        roles: dict[TrainerFn | None, Sequence[str]] = {TrainerFn.VALIDATING: split.val, TrainerFn.TESTING: split.test}
-        cases = self.cases_of(roles.get(stage, [*split.train, *split.val, *split.test]))
+        roles: dict[TrainerFn | None, Iterable[str]] = {TrainerFn.VALIDATING: split.val, TrainerFn.TESTING: split.test}
+        cases = self.cases_of(roles.get(stage, split.cases))
         try:
             new = [case for case in cases if not self._is_cached(case)]
         except (OSError, UserError):  # a file is missing, or a header that the median spacing needs is broken

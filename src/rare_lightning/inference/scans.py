@@ -232,9 +232,8 @@ def _in_folder(folder: Path) -> tuple[list[ScanFiles], list[Path]]:
         inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    files = [
-        path for path in inside if not path.is_dir() and suffix_of(path)
-    ]  # links to nothing too: they are reported
+    # Links to nothing too: they are reported.
+    files = [path for path in inside if not path.is_dir() and suffix_of(path)]
     if not files and _series_in(folder):
         return [ScanFiles(folder.resolve().name, (folder,))], []
     series = [ScanFiles(sub.name, (sub,)) for sub in inside if sub.is_dir() and _series_in(sub)]

@@ -110,7 +110,7 @@ def _write_data(data: DecathlonDataModule, folders: Folders) -> None:
     """Training data and test scans, where they are not there yet."""
     split = data.split
     if not folders.raw.is_dir():
-        check_cases(data.task, data.cases_of([*split.train, *split.val, *split.test]))
+        check_cases(data.task, data.cases_of(split.cases))
         write_dataset(data.task, split, folders.raw)
     write_splits(split, folders.preprocessed / "splits_final.json")
     if not folders.scans.is_dir():
