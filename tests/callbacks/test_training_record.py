@@ -38,7 +38,7 @@ def test_processor_time_is_that_of_the_run():
     record.load_state_dict({"cpu_minutes": 7.0})
     record.on_fit_start(FakeTrainer(), L.LightningModule())
     before = time.process_time()
-    while time.process_time() - before < 0.3:  # work
+    while time.process_time() - before < 0.33:  # work; the record's clock ticks in hundredths of a second
         pass
     assert 7 + 0.3 / 60 <= record.state_dict()["cpu_minutes"] < 7.2
 
