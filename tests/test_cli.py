@@ -109,6 +109,33 @@ def test_a_checkpoint_that_does_not_say_how_its_network_is_made_gets_one_line(co
     assert "best.ckpt: does not say how its network is made" in last_line(capsys.readouterr().err)
 
 
+def test_regions_are_scored_in_place_of_the_classes(copied, capsys):
+    words = ["test", "--ckpt_path", str(copied / "checkpoints" / "best.ckpt")]
+    assert main([*words, "--data.regions", "{whole: [1, 2], end: [2]}"]) == 0
+    assert "Dice whole" in capsys.readouterr().out
+    regions = read_cases(copied)
+    assert main(words) == 0
+    classes = read_cases(copied)
+    assert {row["class"] for row in regions} == {"whole", "end"}
+    assert {row["class"] for row in classes} == {"Anterior", "Posterior"}
+    of_one_class = [{**row, "class": "Posterior"} for row in regions if row["class"] == "end"]
+    assert of_one_class == [row for row in classes if row["class"] == "Posterior"]
+    assert main([*words, "--data.regions", "{whole: [1, 3]}"]) == 1
+    assert "data.regions: regions must be lists of label values from 1 to 2" in last_line(capsys.readouterr().err)
+
+
+def test_a_data_set_of_regions_trains_and_is_scored_by_them(phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    description = json.loads((root / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "hippocampus": [1, 2], "tail": 2}
+    (root / "dataset.json").write_text(json.dumps(description))
+    assert fit(root, tmp_path / "run") == 0
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert rare_lightning.load(checkpoint).classes == ["background", "label 1", "tail"]
+    assert main(["test", "--ckpt_path", checkpoint]) == 0
+    assert {row["class"] for row in read_cases(tmp_path / "run")} == {"hippocampus", "tail"}
+
+
 def test_testing_twice_gives_the_same(copied):
     tables = []
     for _ in range(2):

@@ -153,6 +153,9 @@ def _describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_describe(item) for item in value]
         return NotImplemented if any(item is NotImplemented for item in items) else items
+    if isinstance(value, dict):
+        entries = {key: _describe(entry) for key, entry in value.items()}
+        return NotImplemented if NotImplemented in entries.values() else entries
     if isinstance(value, type):
         return {"class_path": _path(value)}
     kind, arguments = type(value), getattr(value, "init_args", None)

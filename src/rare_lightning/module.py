@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
+from rare_lightning.data.task import Regions, each_class
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
@@ -68,6 +69,7 @@ class SegmentationModule(L.LightningModule):
             all: low levels cost little, and so see more cases. ``each`` takes one level after another; with a
             fixed-resolution network that is multi-resolution augmentation: a scan is brought down to one level and up
             again.
+        regions: Names and label values of what is scored at test; each foreground class alone by default.
         nsd_tolerance_mm: Surface distance that NSD forgives at test, in mm.
         window_size: Whole volumes are segmented in overlapping windows of this many base voxels per axis, the size of
             the training patches: normalisation per sample sees other statistics in another extent. None for networks
@@ -91,6 +93,7 @@ class SegmentationModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: Scheduler = "one_cycle",
         level_cycle: LevelCycle = None,
+        regions: dict[str, list[int]] | None = None,
         nsd_tolerance_mm: float = 1.0,
         window_size: list[int] | None = None,
         channels_last: bool = False,
@@ -116,6 +119,7 @@ class SegmentationModule(L.LightningModule):
         # Only the convolutions' kernels have an order of channels and voxels.
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing from its stub
         self.class_names = class_names
+        self.regions: Regions = each_class(class_names) if regions is None else regions
         self.objective = objective or MultiResolutionLoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -359,7 +363,7 @@ class SegmentationModule(L.LightningModule):
         stride = self.network.level_stride(level)
         case, spacing = batch["case"][0], batch["spacing"][0]
         image, truths, predictions = self.predict_first_case(batch, level)
-        rows = score_level(predictions, truths, case, level, stride, spacing, self.class_names, self.nsd_tolerance_mm)
+        rows = score_level(predictions, truths, case, level, stride, spacing, self.regions, self.nsd_tolerance_mm)
         return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rare_lightning.data.task import read_task
+from rare_lightning.data.task import read_task, regions_of
 from rare_lightning.data.voxels import case_id_of
 from rare_lightning.errors import UserError
 
@@ -42,6 +42,31 @@ def test_nnunet_spelling_is_understood(tmp_path):
     task = read_task(write(tmp_path, modality=None, channel_names={"0": "CT"}, labels=labels))
     assert task.channels == ("CT",)
     assert task.classes == ("background", "left", "right")
+    assert task.regions == {"left": (1,), "right": (2,)}
+
+
+def test_regions_are_scored_and_their_values_are_classes(tmp_path):
+    regions = {"whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    task = read_task(write(tmp_path, labels={"background": 0, **regions}, regions_class_order=[1, 2, 3]))
+    assert task.classes == ("background", "label 1", "label 2", "enhancing")
+    assert task.regions == {"whole tumour": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    given = {"both": [1, 3]}
+    assert regions_of(task, given) == given
+    assert regions_of(task, None) == task.regions
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "there is none"),
+        ({"x": []}, r"x is \[\]"),
+        ({"x": [0, 1]}, r"x is \[0, 1\]"),
+        ({"x": [1], "y": [3]}, r"label values from 1 to 2: y is \[3\]"),
+    ],
+)
+def test_regions_that_no_label_map_holds_are_refused(tmp_path, given, message):
+    with pytest.raises(UserError, match=rf"data.regions: regions must be .*{message}"):
+        regions_of(read_task(write(tmp_path)), given)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +191,10 @@ def test_cases_whose_files_are_called_alike_are_told_apart_by_their_folders(tmp_
         ({"labels": ["background", "x"]}, "not a dataset.json of the Decathlon or of nnU-Net"),
         ({"labels": {"background": 0, "x": 1, "y": 1}}, r"\[0, 1, 1\] are not 0, 1, 2"),
         ({"labels": {"1": "x", "2": "y"}}, """'labels' names no background. Add "0": "background\""""),
-        ({"labels": {"background": 0, "x": [1, 2], "y": 2}}, "dataset.json: 'labels' holds regions of several values"),
+        ({"labels": {"background": 0, "x": [1, 3], "y": 3}}, r"\[0, 1, 3\] are not 0, 1, 2"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": []}}, r"dataset.json: regions must be .* y is \[\]"),
+        ({"labels": {"x": [1, 2], "y": 2}}, "'labels' names no background"),
+        ({"labels": {"background": 0, "x": ["a"]}}, "not a dataset.json of the Decathlon or of nnU-Net"),
         ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "dataset.json: 'labels' holds 'ignore'"),
         ({"training": None}, "KeyError: 'training'.*a file of all channels or a list of one file each"),
         (

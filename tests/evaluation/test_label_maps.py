@@ -59,6 +59,14 @@ def test_a_label_agrees_with_itself(folders):
     assert "level" not in summary
 
 
+def test_regions_are_scored_in_place_of_the_classes(folders, truth):
+    swapped = sitk.ChangeLabel(truth, {1: 2, 2: 1})
+    sitk.WriteImage(swapped, str(folders / "predictions" / "a.nii.gz"))
+    assert evaluate(folders, "--classes", "[left, right]", "--regions", "{both: [1, 2], left: [1]}") == 0
+    dice = {(row["case"], row["class"]): float(row["dice"]) for row in scores(folders)}
+    assert dice == {("a", "both"): 1, ("b", "both"): 1, ("a", "left"): 0, ("b", "left"): 1}
+
+
 @pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2)])
 @pytest.mark.parametrize("flips", [(True, False, True), (False, True, False)])
 def test_the_order_of_axes_makes_no_difference(folders, truth, axes, flips):

@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 
 from rare_lightning.data.pyramid import downsample_label
-from rare_lightning.evaluation.protocol import on_level_and_base_grid, score_level, to_labels, without_padding
+from rare_lightning.evaluation.protocol import (
+    on_level_and_base_grid,
+    score_level,
+    score_regions,
+    to_labels,
+    without_padding,
+)
 
 
 def certain(label, classes=3):
@@ -33,12 +39,23 @@ def test_rows_name_level_truth_class_and_spacing():
     truth = torch.randint(0, 3, (8, 8, 8))
     coarse = downsample_label(truth[None], (2, 2, 1))[0]
     labels = {"level": coarse, "fine": truth}
-    rows = score_level(labels, labels, "a", 1, (2, 2, 1), (1.0, 1.0, 2.5), ["background", "x", "y"], 1.0)
+    rows = score_level(labels, labels, "a", 1, (2, 2, 1), (1.0, 1.0, 2.5), {"x": [1], "y": [2]}, 1.0)
     assert [(row.truth, row.class_name) for row in rows] == [
         ("level", "x"), ("level", "y"), ("fine", "x"), ("fine", "y"),
     ]  # fmt: skip
     assert {row.spacing_mm for row in rows} == {(2.0, 2.0, 2.5)}
     assert all(row.scores.dice == 1 for row in rows)
+
+
+def test_a_region_is_scored_as_a_class_of_its_values_would_be():
+    prediction, truth = (torch.randint(0, 4, (6, 7, 8), dtype=torch.uint8) for _ in range(2))
+    spacing = (1.0, 1.0, 2.5)
+    together = score_regions(prediction.clamp(max=2), truth.clamp(max=2), spacing, {"x": [1], "y": [2]}, 1.0)
+    scores = score_regions(prediction, truth, spacing, {"y": (3, 2), "all": (1, 2, 3), "x": (1,)}, 1.0)
+    assert list(scores) == ["y", "all", "x"]
+    assert (scores["x"], scores["y"]) == (together["x"], together["y"])
+    foreground = score_regions(prediction.clamp(max=1), truth.clamp(max=1), spacing, {"all": [1]}, 1.0)
+    assert scores["all"] == foreground["all"]
 
 
 def test_distances_are_in_mm_of_the_grid_that_is_scored():
@@ -47,7 +64,7 @@ def test_distances_are_in_mm_of_the_grid_that_is_scored():
     shifted = truth.roll(4, 0)
     predictions = {"fine": shifted, "level": shifted[::4, ::4, ::4]}
     truths = {"fine": truth, "level": truth[::4, ::4, ::4]}
-    on_level, on_base = score_level(predictions, truths, "a", 2, (4, 4, 4), (0.5,) * 3, ["background", "x"], 1.0)
+    on_level, on_base = score_level(predictions, truths, "a", 2, (4, 4, 4), (0.5,) * 3, {"x": [1]}, 1.0)
     assert on_level.scores.hd95_mm == pytest.approx(2.0)
     assert on_base.scores.hd95_mm == pytest.approx(2.0)
 

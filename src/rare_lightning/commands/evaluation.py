@@ -10,7 +10,7 @@ from rare_lightning.baselines.nnunet import Device, TrainingSettings, run_nnunet
 from rare_lightning.commands.output import output_folder
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import LabelDownsampling
-from rare_lightning.data.task import check_class_names, read_task
+from rare_lightning.data.task import check_class_names, check_regions, each_class, read_task
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.comparison import Comparison
 from rare_lightning.evaluation.comparison_page import Cost, comparison_table, flattered
@@ -29,6 +29,7 @@ def evaluate(
     output: str,
     levels: list[int] | None = None,
     classes: list[str] | None = None,
+    regions: dict[str, list[int]] | None = None,
     nsd_tolerance_mm: NonNegativeFloat = 1.0,
 ) -> None:
     """Score label maps of any tool, on the grids of their labels, with the scores and files of rare test.
@@ -40,6 +41,8 @@ def evaluate(
         output: Folder for cases.csv, summary.json and dice_by_resolution.png.
         levels: Level of the scans of each folder; 0, 1, ... by default.
         classes: Names of the values 1, 2, ..., as "[liver, tumour]"; those of the task's dataset.json by default.
+        regions: What is scored in place of the classes, as "{whole tumour: [1, 2, 3]}"; those of the task's
+            dataset.json by default.
         nsd_tolerance_mm: Surface distance that NSD forgives, in mm.
 
     Raises:
@@ -54,14 +57,18 @@ def evaluate(
     task = read_task(root) if root is not None and (classes is None or root == label_folder) else None
     if classes is not None:
         names = ["background", *classes]
+        scored = each_class(names)
     elif task is not None:
-        names = [*task.classes]
+        names, scored = [*task.classes], task.regions
     else:
         raise UserError(f"{labels}: is in no Decathlon task that names the classes; give --classes '[liver, tumour]'")
     check_class_names(names, "--classes")
+    if regions is not None:
+        check_regions(regions, names, "--regions")
+        scored = regions
     truths = task if task is not None and root == label_folder else label_folder
     folders = {level: Path(folder).expanduser() for level, folder in zip(levels, predictions, strict=True)}
-    rows, unpredicted = score_label_maps(folders, truths, names, nsd_tolerance_mm)
+    rows, unpredicted = score_label_maps(folders, truths, names, scored, nsd_tolerance_mm)
     protocol = {"label_downsampling": None, "nsd_tolerance_mm": nsd_tolerance_mm}
     with output_folder(output) as folder:
         summary = write_scores(rows, folder, protocol, None, without_prediction=len(unpredicted))
@@ -157,6 +164,7 @@ def nnunet(
     folds: int = 5,
     test_fraction: float = 0.2,
     splits_file: str | None = None,
+    regions: dict[str, list[int]] | None = None,
     nsd_tolerance_mm: NonNegativeFloat = 1.0,
     dry_run: bool = False,
 ) -> None:
@@ -185,6 +193,7 @@ def nnunet(
         folds: As of rare fit.
         test_fraction: As of rare fit.
         splits_file: Use the split of this file, such as a run's splits.json.
+        regions: What is scored, as of rare fit; nnU-Net is trained on the classes.
         nsd_tolerance_mm: Surface distance that NSD forgives.
         dry_run: Print nnU-Net's commands and their environment, and do nothing.
 
@@ -213,6 +222,7 @@ def nnunet(
         folds=folds,
         test_fraction=test_fraction,
         splits_file=splits_file,
+        regions=regions,
     )
     with output_folder(output) as folder:
         run_nnunet(data, folder, Path(environment).expanduser(), settings, nsd_tolerance_mm, dry_run)

@@ -24,7 +24,7 @@ from rare_lightning.configuration import begin_from, changed_settings, read_chec
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
 from rare_lightning.data.random_spacing import EXACT
-from rare_lightning.data.task import Task
+from rare_lightning.data.task import Task, regions_of
 from rare_lightning.errors import UserError, few
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
@@ -149,6 +149,7 @@ class RareCLI(LightningCLI):
             parser.link_arguments(task if count else f"data.{setting}", f"model.network.init_args.{name}", count)
         parser.link_arguments("data.patch_size", "model.window_size")
         parser.link_arguments(task, "model.class_names", _class_names)
+        parser.link_arguments((*task, "data.regions"), "model.regions", _regions)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words given to :func:`main`."""
@@ -232,6 +233,7 @@ class RareCLI(LightningCLI):
         """
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         given = {section: config[section].as_dict() for section in saved}
+        del given["model"]["regions"]  # they follow from data.regions
         written = settings_of_training(run_folder(None, config.ckpt_path))
         if {"seed_everything", "trainer", "checkpoint"} <= written.keys():  # or it is somebody else's config.yaml
             # Checkpoints do not hold these.
@@ -420,7 +422,7 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
         section.pop("_instantiator", None)
     settings["data"].pop("splits_file", None)  # the checkpoint has the split, and the file may be gone
     # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
-    for name in ("class_names", "window_size", "init_from"):
+    for name in ("class_names", "regions", "window_size", "init_from"):
         settings["model"].pop(name, None)
     if "network" not in settings["model"]:
         raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")
@@ -508,6 +510,11 @@ def _channel_count(root: str | None, download: bool | str) -> int:
 
 def _class_names(root: str | None, download: bool | str) -> list[str]:
     return list(_task(root, download).classes)
+
+
+def _regions(root: str | None, download: bool | str, given: dict[str, list[int]] | None) -> dict[str, list[int]]:
+    regions = regions_of(_task(root, download), given)
+    return {name: list(values) for name, values in regions.items()}
 
 
 def _class_count(root: str | None, download: bool | str) -> int:

@@ -24,7 +24,7 @@ from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
-from rare_lightning.data.task import Case
+from rare_lightning.data.task import Case, regions_of
 from rare_lightning.errors import UserError, few
 from rare_lightning.networks.grids import Size3, level_stride, stage_strides
 from rare_lightning.provenance import run_seed
@@ -59,6 +59,8 @@ class DecathlonDataModule(L.LightningDataModule):
         folds: Number of folds that the cases outside the test set are cut into.
         test_fraction: Share of cases held out for ``rare test``.
         splits_file: Use this split instead (nnU-Net's ``splits_final.json`` is understood).
+        regions: What is scored at test, in place of the classes: names with label values, as
+            ``{whole tumour: [1, 2, 3]}``. By default nnU-Net's regions of ``dataset.json``, or each foreground class.
         cache_dir: Where preprocessed cases are kept; ``~/.cache/rare_lightning`` if None.
         download: Make ``root`` from the public archive of the task that its name says, if it is not there. Instead of
             True, the URL of another folder with the archives. Done at once, since channels, classes and split are read
@@ -90,6 +92,7 @@ class DecathlonDataModule(L.LightningDataModule):
         folds: int = 5,
         test_fraction: float = 0.2,
         splits_file: str | None = None,
+        regions: dict[str, list[int]] | None = None,
         cache_dir: str | None = None,
         download: bool | str = False,
     ) -> None:
@@ -130,6 +133,7 @@ class DecathlonDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.task = find_task(root, download)
+        self.regions = regions_of(self.task, regions)
         case_ids = [case.case_id for case in self.task.cases]
         # Not before it is asked for: a test has that of its checkpoint.
         self._make_split = (

@@ -1,15 +1,17 @@
 """A task of the Medical Segmentation Decathlon or of nnU-Net, as its ``dataset.json`` describes it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rare_lightning.data.voxels import SUFFIXES, case_id_of, channel_stem, image_name, suffix_of, told_apart
 from rare_lightning.errors import UserError
 
-ONE_CLASS = "where each voxel must be of one class. Write label maps and names of single classes"
+Regions = Mapping[str, Sequence[int]]
+"""What is scored: name -> values of the label map that belong to it. They may overlap."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Task:
         name: Name of the task.
         channels: Image channel names, in file order.
         classes: Class names by label value, background first.
+        regions: What is scored: nnU-Net's regions, or else each foreground class alone.
         cases: Labelled cases in order of case id.
     """
 
@@ -43,6 +46,7 @@ class Task:
     name: str
     channels: tuple[str, ...]
     classes: tuple[str, ...]
+    regions: Regions
     cases: tuple[Case, ...]
 
 
@@ -55,7 +59,8 @@ def read_task(root: Path | str) -> Task:
 
     Raises:
         UserError: If there is no readable ``dataset.json`` with channels, labels and cases, or the label values are
-            not 0, 1, 2, ..., or two classes share a name, or files in ``imagesTr`` and ``labelsTr`` belong to no case.
+            not 0, 1, 2, ..., or two classes share a name, or a region holds other values, or files in ``imagesTr`` and
+            ``labelsTr`` belong to no case.
     """
     root = Path(root).expanduser()
     path = root / "dataset.json"
@@ -67,14 +72,7 @@ def read_task(root: Path | str) -> Task:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         channels = content["modality"] if "modality" in content else content["channel_names"]
-        labels = content["labels"].items()
-        if any(isinstance(value, list) for _, value in labels):
-            raise UserError(f"{path}: 'labels' holds regions of several values, {ONE_CLASS}")
-        if all(isinstance(value, int) for _, value in labels):  # nnU-Net's, by name
-            if "ignore" in content["labels"]:
-                raise UserError(f"{path}: 'labels' holds 'ignore', {ONE_CLASS}")
-            labels = [(value, name) for name, value in labels]
-        classes = sorted((int(value), str(name)) for value, name in labels)
+        classes, regions = _classes_and_regions(content["labels"], path)
         channel_names = tuple(str(channels[key]) for key in sorted(channels, key=int))
         if sorted(map(int, channels)) != list(range(len(channels))) or not channels:
             raise ValueError(
@@ -108,6 +106,8 @@ def read_task(root: Path | str) -> Task:
             f"write 'labels': {json.dumps(renumbered)}"
         )
     check_class_names(names, path)
+    regions = regions or each_class(names)
+    check_regions(regions, names, path)
     if not cases:
         raise UserError(
             f"{path}: no cases under 'training', or in imagesTr and labelsTr. Labelled cases are needed for training "
@@ -118,6 +118,7 @@ def read_task(root: Path | str) -> Task:
         name=str(content.get("name", root.name)),
         channels=channel_names,
         classes=tuple(names),
+        regions=regions,
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
     )
 
@@ -132,6 +133,63 @@ def check_class_names(names: Sequence[str], source: Path | str) -> None:
         raise UserError(f"{source}: {len(names)} classes are more than the 255 that a label map can hold here")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{source}: two classes are called {', '.join(twice)}; give each a name of its own")
+
+
+def each_class(names: Sequence[str]) -> Regions:
+    """Each foreground class alone as a region, of class names with the background first."""
+    return {name: (value,) for value, name in enumerate(names) if value > 0}
+
+
+def regions_of(task: Task, given: Regions | None) -> Regions:
+    """What is scored of a task: what is given, or the task's own.
+
+    Raises:
+        UserError: As of :func:`check_regions`.
+    """
+    if given is None:
+        return task.regions
+    check_regions(given, task.classes, "data.regions")
+    return given
+
+
+def check_regions(regions: Regions, names: Sequence[str], source: Path | str) -> None:
+    """Refuse regions that could not be scored.
+
+    Args:
+        regions: Names and label values.
+        names: Of the classes, background first.
+        source: Of the regions, for the message.
+
+    Raises:
+        UserError: If there is none, or one holds no value, or others than those of the foreground classes.
+    """
+    wrong = [name for name, values in regions.items() if not values or not {*values} <= {*range(1, len(names))}]
+    if wrong or not regions:
+        raise UserError(
+            f"{source}: regions must be lists of label values from 1 to {len(names) - 1}: "
+            f"{', '.join(f'{name} is {[*regions[name]]}' for name in wrong) or 'there is none'}"
+        )
+
+
+def _classes_and_regions(labels: dict[str, Any], path: Path) -> tuple[list[tuple[int, str]], Regions]:
+    """Label values with their names, and nnU-Net's regions, such as ``"whole tumor": [1, 2, 3]``, if there are any.
+
+    With regions, each value is a class of its own to the network, called as the region that holds it alone, or
+    ``label VALUE``.
+    """
+    if not all(isinstance(value, int | list) for value in labels.values()):  # the Decathlon's, by value
+        return sorted((int(value), str(name)) for value, name in labels.items()), {}
+    if "ignore" in labels:
+        raise UserError(
+            f"{path}: 'labels' holds 'ignore', where each voxel must be of one class. Write label maps without it"
+        )
+    if all(isinstance(value, int) for value in labels.values()):
+        return sorted((value, name) for name, value in labels.items()), {}
+    values_of = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
+    regions = {name: tuple(map(int, values)) for name, values in values_of.items() if values != [0]}
+    names = {value: f"label {value}" for value in chain.from_iterable(regions.values())}
+    names |= {values[0]: name for name, values in values_of.items() if len(values) == 1}
+    return sorted(names.items()), regions
 
 
 def _listed(root: Path, entry: Any, channels: int) -> Case:

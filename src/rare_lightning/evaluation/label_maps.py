@@ -8,9 +8,9 @@ import SimpleITK as sitk
 import torch
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.task import Task
+from rare_lightning.data.task import Regions, Task
 from rare_lightning.errors import UserError, few
-from rare_lightning.evaluation.protocol import Row, score_classes
+from rare_lightning.evaluation.protocol import Row, score_regions
 from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
 
 
@@ -18,6 +18,7 @@ def score_label_maps(
     predictions: Mapping[int, Path],
     labels: Path | Task,
     class_names: Sequence[str],
+    regions: Regions,
     tolerance_mm: float,
 ) -> tuple[list[Row], list[str]]:
     """Score every label map of some folders against the label of the same name, as the ``fine`` truth.
@@ -30,6 +31,7 @@ def score_label_maps(
             orientation, all of the same cases. The level's spacing is taken from them.
         labels: Folder of labels, named as the predictions; or a task, whose cases tell which label is whose.
         class_names: Background first.
+        regions: Names and label values of what is scored.
         tolerance_mm: Of NSD, in mm.
 
     Returns:
@@ -68,9 +70,9 @@ def score_label_maps(
                     f"{scans[name].paths[0]}: lies outside of {truths[name].paths[0]}; check origin and direction"
                 )
             pair = torch.from_numpy(brought), torch.from_numpy(truth)
-            by_class = score_classes(*pair, true_grid.spacing, class_names, tolerance_mm)
+            by_region = score_regions(*pair, true_grid.spacing, regions, tolerance_mm)
             rows += [
-                Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_class.items()
+                Row(name, level, grid.canonical_spacing, "fine", each, scores) for each, scores in by_region.items()
             ]
     return rows, sorted(truths.keys() - cases)
 

@@ -144,7 +144,7 @@ def refuse_different(methods: Sequence[Method]) -> None:
         for what, advice, mine, theirs in (
             ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
             ("levels", "train both with the same data.levels", *_columns(one, other, "level")),
-            ("classes", "train both on the same task", *_columns(one, other, "class_name")),
+            ("classes", "test both on the same task and data.regions", *_columns(one, other, "class_name")),
         ):
             if mine != theirs:
                 lacks = [

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from rare_lightning.metrics import Scores, score_class
+from rare_lightning.data.task import Regions
+from rare_lightning.metrics import Scores, score_mask
 from rare_lightning.networks.grids import Grid, Size3, block_average, interpolate, level_spacing
 
 Truth = Literal["level", "fine"]
@@ -16,7 +18,7 @@ TRUTH_LABELS: dict[Truth, str] = {"level": "label on the level grid", "fine": "f
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``cases.csv``: one class of one case at one level against one truth."""
+    """One line of ``cases.csv``: one class, or region, of one case at one level against one truth."""
 
     case: str
     level: int
@@ -40,7 +42,7 @@ def score_level(
     level: int,
     stride: Size3,
     base_spacing: tuple[float, float, float],
-    class_names: Sequence[str],
+    regions: Regions,
     tolerance_mm: float,
 ) -> list[Row]:
     """Score the label maps of one case at one level.
@@ -52,7 +54,7 @@ def score_level(
         level: Level the scan entered at.
         stride: Its cumulative stride.
         base_spacing: Of the base grid in mm.
-        class_names: Background first; it is not scored.
+        regions: Names and label values of what is scored.
         tolerance_mm: Of NSD, in mm.
     """
     scan_spacing = level_spacing(base_spacing, stride)
@@ -60,19 +62,21 @@ def score_level(
     for truth in TRUTHS:
         spacing = scan_spacing if truth == "level" else base_spacing
         if truth == "level" or stride != (1, 1, 1):  # at level 0 they are one
-            by_class = score_classes(predictions[truth], truths[truth], spacing, class_names, tolerance_mm)
-        rows += [Row(case, level, scan_spacing, truth, name, scores) for name, scores in by_class.items()]
+            by_region = score_regions(predictions[truth], truths[truth], spacing, regions, tolerance_mm)
+        rows += [Row(case, level, scan_spacing, truth, name, scores) for name, scores in by_region.items()]
     return rows
 
 
-def score_classes(
-    prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], class_names: Sequence[str], tolerance_mm: float
+def score_regions(
+    prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], regions: Regions, tolerance_mm: float
 ) -> dict[str, Scores]:
-    """Scores by foreground class of class indices ``(D, H, W)`` on a grid of that spacing, in mm per axis."""
-    return {
-        name: score_class(prediction == value, truth == value, spacing, tolerance_mm)
-        for value, name in enumerate(class_names[1:], start=1)
-    }
+    """Scores by region of class indices ``(D, H, W)`` on a grid of that spacing, in mm per axis."""
+    scores = {}
+    for name, values in regions.items():
+        of_region = torch.tensor(values, device=truth.device)
+        masks = torch.isin(prediction, of_region), torch.isin(truth, of_region)
+        scores[name] = score_mask(*masks, spacing, tolerance_mm)
+    return scores
 
 
 def without_padding(volume: Tensor, shape: Sequence[int], stride: Size3 = (1, 1, 1)) -> Tensor:

@@ -1,5 +1,5 @@
 """Metrics: per case and class."""
 
-from rare_lightning.metrics.scores import Scores, score_class
+from rare_lightning.metrics.scores import Scores, score_mask
 
-__all__ = ["Scores", "score_class"]
+__all__ = ["Scores", "score_mask"]

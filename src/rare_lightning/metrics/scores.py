@@ -1,4 +1,4 @@
-"""Scores of one label map against one truth, per class."""
+"""Scores of one mask against one truth."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Scores(NamedTuple):
-    """Scores of one class in one case; NaN where undefined.
+    """Scores of one class, or region, in one case; NaN where undefined.
 
     Attributes:
         dice: Overlap in 0..1; undefined if the class is absent from both, 0 if absent from one.
@@ -30,8 +30,8 @@ def dice(prediction: Tensor, truth: Tensor) -> float:
     return 2 * int((prediction & truth).count_nonzero()) / voxels if voxels else math.nan
 
 
-def score_class(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], tolerance_mm: float) -> Scores:
-    """Score one class.
+def score_mask(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], tolerance_mm: float) -> Scores:
+    """Score one class, or region.
 
     Args:
         prediction: Mask ``(D, H, W)``.

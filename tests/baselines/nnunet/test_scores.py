@@ -32,6 +32,6 @@ def test_a_shifted_answer_is_punished_in_mm_of_its_grid():
     for shift in (0, 2):
         moved = label.roll(shift, 2)
         softmax = torch.stack([1.0 - moved, 1.0 * moved])
-        rows = score_case("a", [scan], lambda _, answer=softmax: (answer, "level"), ["nothing", "x"], 1.0)
+        rows = score_case("a", [scan], lambda _, answer=softmax: (answer, "level"), {"x": [1]}, 1.0)
         assert [row.truth for row in rows] == ["level", "fine"]
         assert all(row.scores.hd95_mm == 1.5 * shift for row in rows)

@@ -128,7 +128,7 @@ def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float)
         scans = _scans_of(case, data)
         for feed in FEEDS:
             softmax_of = partial(_answer, data, folders, feed, case.case_id)
-            rows[feed] += score_case(case.case_id, scans, softmax_of, data.task.classes, nsd_tolerance_mm)
+            rows[feed] += score_case(case.case_id, scans, softmax_of, data.regions, nsd_tolerance_mm)
     return rows
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rare_lightning.baselines.nnunet.dataset import LevelScan
+from rare_lightning.data.task import Regions
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
@@ -48,7 +49,7 @@ def score_case(
     case_id: str,
     scans: Sequence[LevelScan],
     softmax_of: Callable[[LevelScan], tuple[Tensor, Grid]],
-    class_names: Sequence[str],
+    regions: Regions,
     tolerance_mm: float,
 ) -> list[Row]:
     """Score the answers to a case at every level against both truths, on the voxels that ``rare test`` scores.
@@ -58,7 +59,7 @@ def score_case(
         scans: Its levels, level 0 first.
         softmax_of: Softmax ``(C, D, H, W)`` of a scan, and the grid it is on: the scan's own, or the scan's brought up
             to the base spacing.
-        class_names: Background first.
+        regions: Names and label values of what is scored.
         tolerance_mm: Of NSD.
     """
     rows = []
@@ -73,5 +74,5 @@ def score_case(
             "fine": without_padding(to_labels(on_base[0]), fine.shape),
         }
         truths: dict[Truth, Tensor] = {"level": scan.label, "fine": fine}
-        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, (x, y, z), class_names, tolerance_mm)
+        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, (x, y, z), regions, tolerance_mm)
     return rows
