@@ -625,8 +625,17 @@ def test_several_of_the_best_are_kept_under_names_of_their_own(phantom, tmp_path
 
 
 def test_a_run_begins_by_the_configuration_of_another(run, tmp_path):
-    words = ["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again"), "--trainer.fast_dev_run", "1"]
-    assert main(["fit", *words]) == 0
+    metrics = Path("logs", "fit", "metrics.csv")
+    before = (run / metrics).read_bytes()
+    assert main(["fit", "--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
+    assert (run / metrics).read_bytes() == before
+    assert (tmp_path / "again" / metrics).stat().st_size > 0
+
+
+def test_a_run_that_is_over_keeps_its_metrics_when_it_is_resumed_by_its_own_configuration(copied):
+    before = (copied / "logs" / "fit" / "metrics.csv").read_bytes()
+    assert main(["fit", "--config", str(copied / "config.yaml"), "--run_dir", str(copied), "--resume"]) == 0
+    assert (copied / "logs" / "fit" / "metrics.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,22 @@ def test_offline_every_command_has_its_own_run_in_one_group(tmp_path, monkeypatc
     assert (tested.name, tested.job_type, tested.offline) == ("mine", "test", True)
 
 
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_the_settings_of_another_run_do_not_go_on_with_its_wandb_run(tmp_path, monkeypatch, name):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    trained = log_command(one, "fit", monkeypatch, name=name)
+    kept = Namespace(class_path="rare_lightning.loggers.WandbRunLogger", init_args=trained.clone())
+    trainer = Namespace(logger=[kept])
+    log_into(trainer, other, "fit", origin=str(one))
+    told = trainer.logger[1].init_args
+    assert told.save_dir == str(other)
+    assert told.name == (name or "other")
+    assert told.group.startswith(f"{told.name}-")
+    assert len({told.id, trained.id, None}) == 3
+    assert told.group != trained.group
+
+
 def test_a_key_that_is_refused_means_offline(monkeypatch, tmp_path, capsys):
     def refuse(prompt):
         raise ValueError("the key is not valid")

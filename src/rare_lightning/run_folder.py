@@ -19,7 +19,8 @@ from rare_lightning.errors import UserError
 
 MODULE = "rare_lightning.loggers."
 LOCK = ".lock"
-OF_BEGUN = {LOCK, "logs", "wandb", "tensorboard"}
+CSV_FOLDER = "logs"
+OF_BEGUN = {LOCK, CSV_FOLDER, "wandb", "tensorboard"}
 """What a run leaves that ends before it has trained anything, beside ``config.yaml`` and ``splits.json``."""
 
 SECONDS_TO_END = 15.0
@@ -79,11 +80,18 @@ def only_writer(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
+def log_into(trainer: Namespace, folder: Path, subcommand: str, origin: str | None = None) -> None:
     """Have the Trainer's configured loggers write into the run folder, CSV files always among them.
 
     Validation and test go to the loggers of the run's training where they are given none.
     CSVLogger empties its own folder, so each command of a run gets a new one.
+
+    Args:
+        trainer: Its settings, whose loggers are changed.
+        folder: Of the run.
+        subcommand: That logs.
+        origin: Folder of the run whose ``config.yaml`` the settings are from: what that run's loggers were told there
+            is not what these shall be told.
 
     Raises:
         UserError: If the package of a logger is not installed.
@@ -91,19 +99,21 @@ def log_into(trainer: Namespace, folder: Path, subcommand: str) -> None:
     if trainer.logger is False:
         return
     version = unused(folder / "logs" / subcommand).name
-    settings = {"save_dir": str(folder), "name": "logs", "version": version, "prefix": ""}
+    settings = {"save_dir": str(folder), "name": CSV_FOLDER, "version": version, "prefix": ""}
     csv = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {**settings, "flush_logs_every_n_steps": 100},
     }
     configured = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    loggers = [logger for logger in configured if isinstance(logger, Namespace)]
+    loggers = [logger for logger in configured if isinstance(logger, Namespace) and not _is_csv_of_run(logger)]
     earlier = _loggers_of_training(folder)
     if not loggers and subcommand != "fit":
         loggers = list(earlier.values())
     for logger in loggers:
         kind = next((kind for name, kind in OURS.items() if logger.class_path.endswith((f".{name}", f".{kind}"))), None)
         if kind == "WandbRunLogger":
+            if origin is not None and logger.init_args.save_dir == origin:
+                _forget_run(logger.init_args)
             _log_to_wandb(logger.init_args, folder, subcommand, earlier.get(kind))
         elif kind == "TensorBoardRunLogger":
             _require("TensorBoard", "tensorboard", "tensorboard")
@@ -152,6 +162,17 @@ def _require(name: str, package: str, extra: str) -> None:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise UserError(f"{name} is not installed: pip install 'rare-lightning[{extra}]'") from error
+
+
+def _is_csv_of_run(logger: Namespace) -> bool:
+    return bool(logger.class_path.endswith(".CSVLogger") and logger.init_args.get("name") == CSV_FOLDER)
+
+
+def _forget_run(settings: Namespace) -> None:
+    """Leave of W&B settings what was given, and not what another run in their folder was called."""
+    if settings.name == Path(settings.save_dir).resolve().name:
+        settings.name = None
+    settings.save_dir = settings.id = settings.version = settings.group = None
 
 
 def _log_to_wandb(settings: Namespace, folder: Path, subcommand: str, training: Namespace | None) -> None:

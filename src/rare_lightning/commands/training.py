@@ -207,10 +207,10 @@ class RareCLI(LightningCLI):
                     f"know for test cases: leave out {', '.join(ignored)}"
                 )
             self._data_state, self._root_before = content["DecathlonDataModule"], saved["root"]
+        log_into(config.trainer, folder, str(self.subcommand), origin=config.trainer.default_root_dir)
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
-        log_into(config.trainer, folder, str(self.subcommand))
         # Not save_last of the best's: that one is written only when the best is.
         last = ModelCheckpoint(
             folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
