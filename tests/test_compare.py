@@ -12,6 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from rare_lightning.cli import main
+from rare_lightning.evaluation.methods import read_methods
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.tables import read_cases, summarize, write_cases
 from rare_lightning.metrics import Scores
@@ -85,6 +86,12 @@ def test_everything_is_written_and_the_better_method_found(runs, tmp_path, capsy
     assert re.search(r"\*\*0\.\d{3}\*\* \[0\.\d{3}, 0\.\d{3}\] \| 0\.\d{3} \[", row)
     for name in ("dice_by_resolution", "cases"):
         assert imread(tmp_path / "out" / f"{name}.png").std() > 0
+
+
+def test_an_earlier_test_of_a_run_is_of_the_run_too(runs):
+    earlier = shutil.move(runs[0] / "test", runs[0] / "test-2")
+    _, method = read_methods([str(runs[1]), str(earlier)])
+    assert (method.name, method.checkpoint) == ("good", runs[0] / "checkpoints" / "best.ckpt")
 
 
 def test_what_was_scored_against_one_truth_is_compared_by_that(runs, tmp_path, capsys):

@@ -80,10 +80,15 @@ def test_peak_memory_never_falls_and_sees_what_was_held():
 
 
 def test_peak_memory_is_that_of_the_fullest_gpu(monkeypatch):
-    monkeypatch.setattr(provenance.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(provenance.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(provenance.torch.cuda, "max_memory_allocated", lambda device: (device + 1) * 2**30)
     assert provenance.peak_memory_gib() == 2
+
+
+def test_peak_memory_of_a_run_beside_a_gpu_is_that_of_the_process(monkeypatch):
+    monkeypatch.setattr(provenance.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(provenance.torch.cuda, "max_memory_allocated", lambda device: 0)
+    assert 0.01 < provenance.peak_memory_gib() < 1000
 
 
 def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):

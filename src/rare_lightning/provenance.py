@@ -49,9 +49,10 @@ def _without_folders(word: str) -> str:
 
 
 def peak_memory_gib() -> float | None:
-    """Most memory that the tensors on a GPU held so far, or this process where there is none; None on Windows."""
-    if torch.cuda.is_available():
-        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+    """Most memory that the tensors on a GPU held so far, or this process where it uses none; None on Windows."""
+    used = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+    if any(used):  # a run on the processor may have GPUs beside it
+        return max(used) / 2**30
     try:
         import resource
     except ImportError:

@@ -82,6 +82,7 @@ def test_no_fold_is_counted_from_the_end(tmp_path):
         ("[", "no split for fold 0"),
         ([], "no split for fold 0"),
         ([{"train": IDS}], "no split for fold 0"),
+        ({"train": IDS[:3], "val": IDS[3:]}, "no split for fold 0 .*A splits file is a JSON list"),
         ([{"train": ["other"], "val": IDS[:1]}], "names cases .*: other"),
         ([{"train": IDS[:3], "val": IDS[2:4]}], "two roles: case_02"),
         ([{"train": IDS, "val": []}], "0 validation cases"),

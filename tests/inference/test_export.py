@@ -106,6 +106,12 @@ def test_the_sidecar_says_what_preprocessing_needs(exported, segmenter):
         assert 0 <= entry["largest_difference"] < 1e-3
 
 
+def test_an_exported_model_may_lie_at_home(exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(exported))
+    assert sidecar_of("~/onnx") == exported / "onnx" / "model.json"
+    assert sidecar_of("~/onnx/level_1.onnx") == exported / "onnx" / "model.json"
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_digest_of_an_exported_model_follows_every_file(exported, tmp_path, kind):
     shutil.copytree(exported / kind, tmp_path / "copy")

@@ -337,6 +337,12 @@ def test_wrong_scans_and_checkpoints_are_refused(segmenter, scan, tmp_path):
         segmenter(broken)
     with pytest.raises(UserError, match="too small"):
         segmenter(scan[:2, :1, :1])
+    micrometres = sitk.Image(scan)
+    micrometres.SetSpacing([5000.0] * 3)
+    with pytest.raises(
+        UserError, match=r"image: at level 2 it would have .* more than fit into the memory\. By its spacing"
+    ):
+        segmenter(micrometres)
     (tmp_path / "a.ckpt").write_bytes(b"other")
     for path, message in ((tmp_path / "a.ckpt", "not a checkpoint"), (tmp_path / "b.ckpt", "no such checkpoint")):
         with pytest.raises(UserError, match=message):

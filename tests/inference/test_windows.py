@@ -65,6 +65,12 @@ def test_fewest_windows_that_fit(size):
         fit_window(size, multiple, smallest, 20)
 
 
+def test_windows_are_no_smaller_than_whole_multiples_of_the_smallest():
+    assert fit_window((200, 200, 200), (16, 16, 16), (40, 40, 40), 48**3) == (48, 48, 48)
+    with pytest.raises(ValueError, match="smallest windows have 110592 voxels, more than 1000"):
+        fit_window((200, 200, 200), (16, 16, 16), (40, 40, 40), 1000)
+
+
 @torch.inference_mode()
 def test_windows_of_one_of_the_coarsest_voxels_are_widened_so_that_they_overlap():
     network, image = batch_norm_network(depth=3), torch.randn(1, 1, 16, 16, 32)

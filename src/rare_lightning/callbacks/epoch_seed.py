@@ -3,9 +3,8 @@
 import lightning as L
 import torch
 
+from rare_lightning.data.sampling import seed_of
 from rare_lightning.provenance import run_seed
-
-EPOCHS = 1_000_000  # more than any run has; keeps the processes' numbers apart
 
 
 class EpochSeed(L.Callback):
@@ -17,4 +16,4 @@ class EpochSeed(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed all devices of this process."""
-        torch.manual_seed((run_seed() or 0) + trainer.current_epoch + EPOCHS * trainer.global_rank)
+        torch.manual_seed(seed_of(run_seed() or 0, trainer.current_epoch, trainer.global_rank))

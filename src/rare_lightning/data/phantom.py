@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torchio as tio
 
+from rare_lightning.data.sampling import seeded
 from rare_lightning.errors import UserError
 from rare_lightning.files import appearing
 
@@ -63,8 +64,7 @@ def _write_task(
     training, test = [], []
     for index in range(cases + unlabelled):
         name = f"{kind}_{index + 1:03d}.nii.gz"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(np.random.SeedSequence([seed, index]).generate_state(1)[0].item())
+        with seeded(seed, index):
             subject = _hippocampus(size) if kind == "hippocampus" else _brats(size)
             subject = tio.ToOrientation(ORIENTATIONS[index % len(ORIENTATIONS)])(subject)
         if index < cases:

@@ -92,5 +92,10 @@ class LateLoader(DataLoader[T]):
 def seeded(*key: int) -> Iterator[None]:
     """Context: torch draws the random numbers of this key on the CPU; what is drawn after it is not changed by it."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        torch.default_generator.manual_seed(seed_of(*key))
         yield
+
+
+def seed_of(*key: int) -> int:
+    """A seed for random numbers that those of no other key resemble."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

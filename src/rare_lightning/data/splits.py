@@ -76,7 +76,7 @@ def read_split(path: Path | str, fold: int, case_ids: Iterable[str]) -> Split:
         raise UserError(f"data.fold ({fold}) must be >= 0")
     try:
         content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        entry = content if isinstance(content, dict) else content[fold]
+        entry = content[fold]
         train, val = set(map(str, entry["train"])), set(map(str, entry["val"]))
         test = set(map(str, entry["test"])) if "test" in entry else known - train - val
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

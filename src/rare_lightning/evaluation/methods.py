@@ -1,6 +1,7 @@
 """Tests that ``rare test`` or another program wrote, read to be compared, and refused if they cannot be."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -88,7 +89,7 @@ def _cases_of(path: Path) -> Path:
 
 def _run_of(cases: Path) -> Path:
     """Run folder of a ``cases.csv``."""
-    return cases.parents[1] if cases.parent.name == "test" else cases.parent
+    return cases.parents[1] if re.fullmatch(r"test(-\d+)?", cases.parent.name) else cases.parent
 
 
 def _summary_beside(cases: Path) -> dict[str, Any]:

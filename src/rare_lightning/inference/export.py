@@ -173,8 +173,9 @@ def export_network(
     return differences
 
 
-def sidecar_of(path: Path) -> Path | None:
+def sidecar_of(path: str | Path) -> Path | None:
     """The sidecar that a path means: itself, that of its folder, or the one beside an exported file."""
+    path = Path(path).expanduser()
     if path.is_dir():
         return path / SIDECAR
     if path.suffix == ".json":
@@ -189,7 +190,7 @@ def digest(path: str | Path) -> str:
     Args:
         path: Of a checkpoint or an exported model that can be read, as given.
     """
-    sidecar = sidecar_of(Path(path))
+    sidecar = sidecar_of(path)
     # With the weights that some engines keep in a file of their own.
     files = [find_checkpoint(path)] if sidecar is None else [sidecar, *sorted(sidecar.parent.glob("level_*"))]
     found = hashlib.sha256()

@@ -212,7 +212,8 @@ class Segmenter:
         """Route a scan and bring it to the grid of its level.
 
         Raises:
-            UserError: If it has another number of channels than the model, shows nothing, or there is no such level.
+            UserError: If it has another number of channels than the model, shows nothing, is too large for the memory,
+                or there is no such level.
         """
         if len(scan.array) != len(self.channels):
             fewer = (
@@ -235,6 +236,12 @@ class Segmenter:
         box = self._content_box(volume, spacing)
         volume = volume[:, *box]
         size = covering_size(volume.shape[1:], spacing, chosen.spacing)
+        # Of a header that means micrometres, before room is made for all its voxels.
+        if 4 * len(volume) * prod(size) > total_memory(torch.device("cpu")):
+            raise UserError(
+                f"{name}: at level {chosen.level} it would have {'x'.join(map(str, size))} voxels, more than fit into "
+                f"the memory. {_extent(geometry)}"
+            )
         volume, shown = self.preprocessing.shown(volume, spacing, chosen.spacing)
         statistics = self.preprocessing.statistics(volume)
         image = self.preprocessing.rescaled(resample(volume, shown, chosen.spacing, size), *statistics)
@@ -434,19 +441,12 @@ def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geo
     return geometry_of_affine(level_affine(affine, ratio), (x, y, z)), (on_x, on_y, on_z)
 
 
-def load(checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Segmenter:
-    """A :class:`Segmenter` of one checkpoint or several: call it with a scan.
-
-    Args:
-        checkpoints: File, exported folder, or name of a model that comes with the package; several are averaged.
-        options: ``routing``, ``mirror``, ``device``, ``memory`` and ``precision`` of :class:`Segmenter`.
-    """
-    return Segmenter(checkpoints, **options)
+load = Segmenter  # as rare_lightning.load("best.ckpt")
 
 
 def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
     """Network in evaluation mode, and what must be alike in an ensemble."""
-    sidecar = sidecar_of(Path(path))
+    sidecar = sidecar_of(path)
     if sidecar is not None:
         return open_exported(sidecar)
     checkpoint = read_checkpoint(path)

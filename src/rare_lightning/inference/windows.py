@@ -64,14 +64,15 @@ def fit_window(size: Sequence[int], multiple: Sequence[int], smallest: Sequence[
     """The fewest windows over a volume that have no more than so many voxels each, cut along its longest axes.
 
     Args:
-        size: Of the volume.
+        size: Of the volume in base voxels, as are all others.
         multiple: Window sizes are multiples of this.
-        smallest: Voxels per axis of a window, at least.
+        smallest: Per axis of a window, at least.
         voxels: Of a window, at most.
 
     Raises:
         ValueError: If the smallest windows have more.
     """
+    smallest = round_up(smallest, multiple)
     parts = [1, 1, 1]
     while True:
         cut = [ceil(n / (1 + (1 - OVERLAP) * (p - 1))) for n, p in zip(size, parts, strict=True)]
