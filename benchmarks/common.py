@@ -11,13 +11,13 @@ import torch
 
 from rare_lightning import cli
 from rare_lightning.configuration import read_checkpoint
+from rare_lightning.data.scans import Scan, ScanFiles, read_scan
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.methods import Method
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.tables import mean_defined
 from rare_lightning.files import replacing
-from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.metrics.scores import dice
 from rare_lightning.provenance import describe_process
 

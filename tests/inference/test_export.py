@@ -11,6 +11,7 @@ import rare_lightning
 from rare_lightning import RAREUNet
 from rare_lightning.cli import main
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.scans import Scan, find_scans
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import (
     OPEN,
@@ -23,7 +24,6 @@ from rare_lightning.inference.export import (
     write,
 )
 from rare_lightning.inference.prediction import ScanDataset
-from rare_lightning.inference.scans import Scan, find_scans
 from rare_lightning.networks import UNet
 
 FORMATS = list(SUFFIXES)

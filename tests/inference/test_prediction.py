@@ -5,7 +5,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from rare_lightning.inference import ScanDataset, find_scans
+from rare_lightning.data.scans import find_scans
+from rare_lightning.inference import ScanDataset
 
 
 class Border(pickle.Pickler):

@@ -11,12 +11,12 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from rare_lightning.configuration import changed_settings
+from rare_lightning.data.scans import Scan, ScanFiles, write_array
 from rare_lightning.data.voxels import SUFFIXES, reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
 from rare_lightning.files import replacing
 from rare_lightning.inference.prediction import ReadScan
-from rare_lightning.inference.scans import Scan, ScanFiles, write_array
 from rare_lightning.inference.segmenter import Segmentation
 from rare_lightning.processes import gather
 

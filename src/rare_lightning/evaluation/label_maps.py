@@ -8,10 +8,10 @@ import SimpleITK as sitk
 import torch
 
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.scans import ScanFiles, find_scans, read_scan
 from rare_lightning.data.task import Regions, Task
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import Row, score_regions
-from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan
 
 
 def score_label_maps(

@@ -2,7 +2,6 @@
 
 from rare_lightning.inference.prediction import PredictionModule, ScanDataset
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
-from rare_lightning.inference.scans import find_scans
 from rare_lightning.inference.segmenter import Segmentation, Segmenter, load
 
 __all__ = [
@@ -12,7 +11,6 @@ __all__ = [
     "ScanDataset",
     "Segmentation",
     "Segmenter",
-    "find_scans",
     "load",
     "route",
 ]

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rare_lightning.data.geometry import Spacing, geometry_of_affine
 from rare_lightning.data.resampling import resample
+from rare_lightning.data.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
-from rare_lightning.inference.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet
 from rare_lightning.networks.grids import Size3, level_spacing

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from rare_lightning.data.scans import Scan, ScanFiles, read_scan
 from rare_lightning.data.voxels import reason
 from rare_lightning.errors import UserError
-from rare_lightning.inference.scans import Scan, ScanFiles, read_scan
 from rare_lightning.inference.segmenter import Prepared, Segmentation, Segmenter
 from rare_lightning.processes import end_with_parent
 

@@ -6,9 +6,9 @@ import pytest
 import SimpleITK as sitk
 
 from rare_lightning.data.geometry import Geometry
+from rare_lightning.data.scans import ScanFiles, find_scans, read_scan, write_array
 from rare_lightning.data.voxels import header_problem
 from rare_lightning.errors import UserError
-from rare_lightning.inference.scans import ScanFiles, find_scans, read_scan, write_array
 
 
 @pytest.fixture

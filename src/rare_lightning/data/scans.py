@@ -1,4 +1,4 @@
-"""Finding the scans that were asked for, reading them and writing answers beside their kind."""
+"""Finding the scans that were asked for, reading them, and writing answers beside their kind."""
 
 import csv
 import glob
