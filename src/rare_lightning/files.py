@@ -1,11 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
+import csv
+import json
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -36,3 +39,20 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text in UTF-8."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write plain values."""
+    write_text(json.dumps(content, indent=1) + "\n", path)
+
+
+def write_csv(lines: Iterable[Sequence[Any]], path: Path, shared: bool = False) -> None:
+    """Write a table, its header first; ``shared`` as of :func:`replacing`."""
+    with replacing(path, shared) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)

@@ -21,9 +21,8 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
     Truth,
-    on_level_and_base_grid,
+    answer_by_truth,
     score_level,
-    to_labels,
     without_padding,
 )
 from rare_lightning.inference.windows import segment_level
@@ -244,12 +243,7 @@ class SegmentationModule(L.LightningModule):
         shape = batch["shape"][0].tolist()
         with _explained(batch):
             logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
-        softmax = logits.float().softmax(dim=1)
-        on_level, on_base = on_level_and_base_grid(softmax, stride, self.network.answer_grid)
-        predictions: dict[Truth, Tensor] = {
-            "level": without_padding(to_labels(on_level[0]), shape, stride),
-            "fine": without_padding(to_labels(on_base[0]), shape),
-        }
+        predictions = answer_by_truth(logits.float().softmax(dim=1), stride, self.network.answer_grid, shape)
         truths: dict[Truth, Tensor] = {
             "level": without_padding(batch["label"][level][0], shape, stride),
             "fine": without_padding(batch["label"][0][0], shape),

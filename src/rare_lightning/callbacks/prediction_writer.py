@@ -1,6 +1,5 @@
 """Writes segmentations: a label map and a record per case, one table of volumes, previews."""
 
-import csv
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from rare_lightning.data.scans import Scan, ScanFiles, write_array
 from rare_lightning.data.voxels import SUFFIXES, reason
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.figures import plot_preview
-from rare_lightning.files import replacing
+from rare_lightning.files import write_csv, write_json
 from rare_lightning.inference.prediction import ReadScan
 from rare_lightning.inference.segmenter import Segmentation
 from rare_lightning.processes import gather
@@ -101,7 +100,7 @@ class PredictionWriter(BasePredictionWriter):
         windows = f", in windows of {'x'.join(map(str, answer.window))}" if answer.window else ""
         print(f"{files.name}: {answer.route.note}{windows}")
         try:
-            _write_text(self.folder / f"{files.name}.json", json.dumps(record, indent=1) + "\n")
+            write_json(record, self.folder / f"{files.name}.json")
             if self.preview:
                 plot_preview(
                     scan.geometry.to_canonical(scan.array[0]),
@@ -145,14 +144,9 @@ class PredictionWriter(BasePredictionWriter):
                 continue  # somebody else's file
             if list(volumes) == self.classes[1:]:
                 rows.append([path.stem, level, *volumes.values()])
-        if not rows:
-            return
-        # Jobs that share a folder may write it at once.
-        with (
-            replacing(self.folder / "volumes.csv", shared=True) as part,
-            part.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows([["case", "level", *(f"{name}_ml" for name in self.classes[1:])], *rows])
+        if rows:
+            header = ["case", "level", *(f"{name}_ml" for name in self.classes[1:])]
+            write_csv([header, *rows], self.folder / "volumes.csv", shared=True)  # by jobs that share the folder
 
     @staticmethod
     def _record_of(path: Path) -> dict[str, Any]:
@@ -168,8 +162,3 @@ class PredictionWriter(BasePredictionWriter):
 
     def _probabilities_of(self, scan: ScanFiles) -> Path:
         return self.folder / f"{scan.name}_probabilities{scan.suffix}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ from rare_lightning.evaluation.tables import (
     terminal_table,
     write_scores,
 )
+from rare_lightning.files import replacing
 from rare_lightning.module import LevelResult, SegmentationModule
 from rare_lightning.processes import gather
 from rare_lightning.provenance import command_line
@@ -85,7 +86,8 @@ class TestReport(L.Callback):
         summary = write_scores(rows, self.folder, protocol, (record and record.record) or None, median_size)
         write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
         plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
-        plot_montage(_median_and_worst(slices), pl_module.class_names, self.folder / "montage.png")
+        with replacing(self.folder / "montage.png") as part:
+            plot_montage(_median_and_worst(slices), pl_module.class_names, part)
         console = Console()
         for truth in TRUTHS:
             console.print(terminal_table(summary, truth))

@@ -1,11 +1,11 @@
 """A Weights & Biases workspace and report for runs of this package, of which the server keeps one each."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS
+from rare_lightning.files import write_json
 
 TITLE = "Segmentation by resolution"
 VIEW = "rarelightning"  # names the workspace in its address; the server knows it again by that
@@ -35,7 +35,7 @@ def dashboard(
     if dry_run:
         parts = {"workspace": workspace, "report": report}
         spec = {name: part._to_model().model_dump(mode="json", by_alias=True) for name, part in parts.items()}
-        Path(output).write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+        write_json(spec, Path(output))
         print(f"{output}: the workspace and the report as they would be sent")
         return
     _send(workspace, report)

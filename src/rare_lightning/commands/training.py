@@ -26,6 +26,7 @@ from rare_lightning.data.download import find_task
 from rare_lightning.data.random_spacing import EXACT
 from rare_lightning.data.task import Task, regions_of
 from rare_lightning.errors import UserError, few
+from rare_lightning.files import write_json
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import sigterm_before_loaders
@@ -81,7 +82,7 @@ class RunRecord(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, unused(folder / "config.yaml"), skip_unset=False, multifile=False)
-            unused(folder / "splits.json").write_text(json.dumps([split], indent=1) + "\n", "utf-8")
+            write_json([split], unused(folder / "splits.json"))
         loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]  # the folder has it all
         if not loggers:
             return

@@ -12,14 +12,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torchio as tio
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from rare_lightning.data.geometry import Spacing
 from rare_lightning.data.preprocessing import Preprocessing, read_case
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
-from rare_lightning.files import appearing, replacing
-from rare_lightning.networks.grids import Size3
+from rare_lightning.files import appearing, replacing, write_json
+from rare_lightning.networks.grids import Size3, Spacing, triple
 
 T = TypeVar("T")
 
@@ -80,14 +80,12 @@ class CachedCase:
     @property
     def spacing(self) -> Spacing:
         """Spacing of the base grid in mm."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return x, y, z
+        return triple(voxel_sizes(self.affine).tolist())
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels per axis on the base grid."""
-        d, h, w = self.image.shape[1:]
-        return d, h, w
+        return triple(self.image.shape[1:])
 
     def _load(self, name: str) -> np.ndarray:
         return self._read(f"{name}.npy", lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
@@ -189,7 +187,7 @@ def _save(subject: tio.Subject, case: Case, folder: Path) -> None:
         "images": [str(path) for path in case.images],
         "affine": subject.image.affine.tolist(),
     }
-    (folder / "case.json").write_text(json.dumps(record), encoding="utf-8")
+    write_json(record, folder / "case.json")
 
 
 def _sample_foreground(label: np.ndarray) -> np.ndarray:

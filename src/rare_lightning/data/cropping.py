@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rare_lightning.networks.grids import triple
+
 Box = tuple[slice, slice, slice]
 
 
@@ -12,8 +14,7 @@ def content_box(image: Tensor) -> Box:
     The whole volume, where no channel shows anything. Of scans as they were read: interpolation blurs the border.
     """
     shown = torch.stack([channel != channel[0, 0, 0] for channel in image]).any(dim=0)
-    x, y, z = (_extent(shown, axis) for axis in range(3))
-    return x, y, z
+    return triple(_extent(shown, axis) for axis in range(3))
 
 
 def _extent(shown: Tensor, axis: int) -> slice:

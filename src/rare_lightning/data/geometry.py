@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
 
 from rare_lightning.errors import UserError
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, Spacing, triple
 
-Spacing = tuple[float, float, float]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -35,9 +35,8 @@ class Geometry:
         """Geometry of an image, or of a header that was read, with at least three dimensions; of the first three."""
         rank = image.GetDimension()
         direction = np.array(image.GetDirection()).reshape(rank, rank)[:3, :3]
-        x, y, z = image.GetSize()[:3]
-        dx, dy, dz = image.GetSpacing()[:3]
-        return cls((x, y, z), (dx, dy, dz), tuple(image.GetOrigin()[:3]), tuple(direction.flatten().tolist()))
+        size, spacing, origin = (read()[:3] for read in (image.GetSize, image.GetSpacing, image.GetOrigin))
+        return cls(size, spacing, origin, tuple(direction.flatten().tolist()))
 
     @property
     def affine(self) -> np.ndarray:
@@ -50,14 +49,12 @@ class Geometry:
     @property
     def canonical_spacing(self) -> Spacing:
         """Spacing in mm along the canonical axes."""
-        x, y, z = (self.spacing[int(axis)] for axis in np.argsort(self._orientation[:, 0]))
-        return x, y, z
+        return triple(self.spacing[int(axis)] for axis in np.argsort(self._orientation[:, 0]))
 
     @property
     def canonical_size(self) -> Size3:
         """Voxels along the canonical axes."""
-        x, y, z = (self.size[int(axis)] for axis in np.argsort(self._orientation[:, 0]))
-        return x, y, z
+        return triple(self.size[int(axis)] for axis in np.argsort(self._orientation[:, 0]))
 
     @property
     def canonical_affine(self) -> np.ndarray:
@@ -115,10 +112,9 @@ def read_geometry(path: str) -> Geometry:
 def geometry_of_affine(affine: np.ndarray, size: Size3) -> Geometry:
     """Geometry of a grid given by its affine ``(4, 4)``: voxel index -> mm in the (right, anterior, superior) world."""
     lps = LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    x, y, z = spacing.tolist()
+    spacing = voxel_sizes(lps)
     direction = (lps[:3, :3] / spacing).flatten().tolist()
-    return Geometry(size, (x, y, z), tuple(lps[:3, 3].tolist()), tuple(direction))
+    return Geometry(size, triple(spacing.tolist()), tuple(lps[:3, 3].tolist()), tuple(direction))
 
 
 def level_affine(affine: np.ndarray, stride: Sequence[float]) -> np.ndarray:

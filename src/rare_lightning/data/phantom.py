@@ -1,6 +1,5 @@
 """Synthetic Decathlon tasks, drawn as label maps and turned into scans by TorchIO."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torchio as tio
 
 from rare_lightning.data.sampling import seeded
 from rare_lightning.errors import UserError
-from rare_lightning.files import appearing
+from rare_lightning.files import appearing, write_json
 
 PhantomKind = Literal["hippocampus", "brats"]
 Means = list[tuple[float, float]]
@@ -90,7 +89,7 @@ def _write_task(
         "training": training,
         "test": test,
     }
-    (root / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(description, root / "dataset.json")
 
 
 def _uniform(low: float, high: float) -> float:

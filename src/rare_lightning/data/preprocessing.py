@@ -12,10 +12,10 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.data.cropping import content_box
-from rare_lightning.data.geometry import Spacing, level_affine, read_geometry
+from rare_lightning.data.geometry import level_affine, read_geometry
 from rare_lightning.data.resampling import covering_size, resample, resample_labels
 from rare_lightning.data.task import Case
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, Spacing, triple
 
 Normalize = Literal["zscore", "percentile"] | tuple[float, float]
 Foreground = Literal["nonzero", "otsu", "all"]
@@ -188,8 +188,7 @@ def median_spacing(cases: Sequence[Case]) -> Spacing:
     """
     # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
     spacings = [read_geometry(str(case.images[0])).canonical_spacing for case in cases]
-    x, y, z = (float(f"{mm:.6g}") for mm in np.median(spacings, axis=0))
-    return x, y, z
+    return triple(float(f"{mm:.6g}") for mm in np.median(spacings, axis=0))
 
 
 def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
@@ -200,5 +199,4 @@ def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
     """
     geometries = [read_geometry(str(case.images[0])) for case in cases]
     extents = [np.multiply(geometry.canonical_size, geometry.canonical_spacing) for geometry in geometries]
-    x, y, z = np.round(np.median(extents, axis=0) / spacing).astype(int).tolist()
-    return x, y, z
+    return triple(np.round(np.median(extents, axis=0) / spacing).astype(int).tolist())

@@ -7,15 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, triple
 
 Order = Literal[1, 3]  # of the interpolation: linear, or cubic
 
 
 def covering_size(size: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> Size3:
     """Voxels that cover the same extent; a rest of less than a thousandth of a voxel is rounding in the header."""
-    x, y, z = (max(1, ceil(n * mm / new - 1e-3)) for n, mm, new in zip(size, spacing, new_spacing, strict=True))
-    return x, y, z
+    return triple(max(1, ceil(n * mm / new - 1e-3)) for n, mm, new in zip(size, spacing, new_spacing, strict=True))
 
 
 def axis_weights(size: int, spacing: float, new_size: int, new_spacing: float, order: Order) -> Tensor:

@@ -1,6 +1,5 @@
 """A comparison -> comparison.md, .html, .csv and .json, and its figures."""
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from rare_lightning.evaluation.comparison_page import Cost, comparison_page
 from rare_lightning.evaluation.document import Block, Paragraph, Picture, to_html, to_markdown
 from rare_lightning.evaluation.slices import Slice, read_slices
 from rare_lightning.evaluation.tables import write_summary
-from rare_lightning.files import replacing
+from rare_lightning.files import write_csv, write_text
 from rare_lightning.provenance import describe_process
 
 
@@ -35,9 +34,8 @@ def write_comparison(comparison: Comparison, costs: Mapping[str, Cost], timed: s
     blocks = comparison_page(comparison, montage, costs, timed)
     _write_csv(comparison, folder / "comparison.csv")
     write_summary(_record(comparison, costs, timed), folder / "comparison.json")
-    for name, text in (("comparison.md", to_markdown(blocks)), ("comparison.html", to_html(blocks, folder))):
-        with replacing(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+    write_text(to_markdown(blocks), folder / "comparison.md")
+    write_text(to_html(blocks, folder), folder / "comparison.html")
 
 
 def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[Block]:
@@ -71,13 +69,12 @@ def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[Bloc
 
 def _write_csv(comparison: Comparison, path: Path) -> None:
     """One line per mean."""
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["score", "method", "truth", "level", "spacing_mm", "class", *Mean._fields])
-        for (score, method, truth, level, class_name), mean in comparison.means.items():
-            numbers = ["" if math.isnan(value) else f"{value:.6f}" for value in mean[:3]]
-            row = [score, method, truth, level, comparison.levels[level], class_name, *numbers, mean.undefined]
-            writer.writerow(row)
+    lines = [["score", "method", "truth", "level", "spacing_mm", "class", *Mean._fields]]
+    for (score, method, truth, level, class_name), mean in comparison.means.items():
+        numbers = ["" if math.isnan(value) else f"{value:.6f}" for value in mean[:3]]
+        row = [score, method, truth, level, comparison.levels[level], class_name, *numbers, str(mean.undefined)]
+        lines.append(row)
+    write_csv(lines, path)
 
 
 def _record(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> dict[str, Any]:

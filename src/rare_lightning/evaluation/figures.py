@@ -37,7 +37,8 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.axes[0].set_ylabel(f"mean Dice of {summary['cases']} cases")
-    figure.savefig(path, dpi=130)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
 def plot_montage(
@@ -56,7 +57,7 @@ def plot_montage(
         for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
             axes.set_title(heading, fontsize=9)
     add_legend(figure, class_names)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def show_slice(axes: Axes, piece: Slice, labels: np.ndarray | None, classes: int) -> None:

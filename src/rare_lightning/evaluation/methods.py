@@ -12,6 +12,7 @@ from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.protocol import TRUTHS, Row, Truth
 from rare_lightning.evaluation.tables import read_cases, same_spacing
+from rare_lightning.networks.grids import Spacing
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Method:
         return {row.truth for row in self.rows}
 
     @property
-    def spacings(self) -> dict[tuple[str, int], tuple[float, float, float]]:
+    def spacings(self) -> dict[tuple[str, int], Spacing]:
         """Case and level -> spacing in mm."""
         return {(row.case, row.level): row.spacing_mm for row in self.rows}
 

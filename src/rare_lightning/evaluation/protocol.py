@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rare_lightning.data.task import Regions
 from rare_lightning.metrics import Scores, score_mask
-from rare_lightning.networks.grids import Grid, Size3, block_average, interpolate, level_spacing
+from rare_lightning.networks.grids import Grid, Size3, Spacing, block_average, cells, crop, interpolate, level_spacing
 
 Truth = Literal["level", "fine"]
 TRUTHS: tuple[Truth, ...] = ("level", "fine")
@@ -22,7 +22,7 @@ class Row:
 
     case: str
     level: int
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Spacing
     truth: Truth
     class_name: str
     scores: Scores
@@ -35,13 +35,32 @@ def on_level_and_base_grid(probabilities: Tensor, stride: Size3, answer_grid: Gr
     return probabilities, interpolate(probabilities, stride)
 
 
+def answer_by_truth(softmax: Tensor, stride: Size3, answer_grid: Grid, shape: Sequence[int]) -> dict[Truth, Tensor]:
+    """What of a level's answer is compared with each truth.
+
+    Args:
+        softmax: ``(1, C, ...)`` on the grid that it was given on.
+        stride: Of the level.
+        answer_grid: That grid.
+        shape: Of the base grid without padding.
+
+    Returns:
+        Class indices, without padding: ``level`` on the level grid, ``fine`` on the base grid.
+    """
+    on_level, on_base = on_level_and_base_grid(softmax, stride, answer_grid)
+    return {
+        "level": without_padding(to_labels(on_level[0]), shape, stride),
+        "fine": without_padding(to_labels(on_base[0]), shape),
+    }
+
+
 def score_level(
     predictions: dict[Truth, Tensor],
     truths: dict[Truth, Tensor],
     case: str,
     level: int,
     stride: Size3,
-    base_spacing: tuple[float, float, float],
+    base_spacing: Spacing,
     regions: Regions,
     tolerance_mm: float,
 ) -> list[Row]:
@@ -81,8 +100,7 @@ def score_regions(
 
 def without_padding(volume: Tensor, shape: Sequence[int], stride: Size3 = (1, 1, 1)) -> Tensor:
     """Drop the far end of ``(..., D, H, W)`` that padding added; blocks that hold any voxel of the scan stay."""
-    d, h, w = (-(-n // s) for n, s in zip(map(int, shape), stride, strict=True))
-    return volume[..., :d, :h, :w]
+    return crop(volume, cells(list(map(int, shape)), stride))
 
 
 def to_labels(probabilities: Tensor) -> Tensor:

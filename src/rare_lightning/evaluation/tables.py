@@ -1,7 +1,6 @@
 """Rows of scores -> cases.csv, summary.json and the table on the terminal."""
 
 import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,9 @@ from rich.table import Table
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Row, Truth
-from rare_lightning.files import replacing
+from rare_lightning.files import write_csv, write_json
 from rare_lightning.metrics import Scores
+from rare_lightning.networks.grids import triple
 from rare_lightning.provenance import describe_process
 
 RANGES = {"dice": (0, 1), "hd95_mm": (0, math.inf), "nsd": (0, 1), "volume_diff": (-1, math.inf)}
@@ -51,12 +51,11 @@ def three_digits(value: float) -> str:
 
 def write_cases(rows: Iterable[Row], path: Path) -> None:
     """Write ``cases.csv``, one line per row; undefined scores stay empty."""
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            scores = ["" if math.isnan(score) else f"{score:.6f}" for score in row.scores]
-            writer.writerow([row.case, row.level, format_spacing(row.spacing_mm), row.truth, row.class_name, *scores])
+    lines = [COLUMNS]
+    for row in rows:
+        scores = ["" if math.isnan(score) else f"{score:.6f}" for score in row.scores]
+        lines.append([row.case, str(row.level), format_spacing(row.spacing_mm), row.truth, row.class_name, *scores])
+    write_csv(lines, path)
 
 
 def read_cases(path: Path) -> list[Row]:
@@ -102,8 +101,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:
     """Write ``summary.json``; undefined scores become null."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(_without_nan(summary), indent=2) + "\n", encoding="utf-8")
+    write_json(_without_nan(summary), path)
 
 
 def write_scores(
@@ -188,9 +186,8 @@ def _parsed(line: list[str], where: str) -> Row:
     if truth not in TRUTHS:
         raise UserError(f"{where}: truth must be {' or '.join(TRUTHS)}, not {truth!r}")
     try:
-        x, y, z = map(float, spacing.split("x"))
         numbers = Scores(*(float(score) if score else math.nan for score in scores))
-        row = Row(case, int(level), (x, y, z), truth, class_name, numbers)
+        row = Row(case, int(level), triple(map(float, spacing.split("x"))), truth, class_name, numbers)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     if row.level < 0 or not all(0 < mm < math.inf for mm in row.spacing_mm):

@@ -1,7 +1,5 @@
 """Timings of inference -> benchmark.csv, .md, .json and a figure of time against resolution."""
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from rare_lightning.evaluation.tables import markdown_table, three_digits
-from rare_lightning.files import replacing
+from rare_lightning.files import replacing, write_csv, write_json, write_text
 from rare_lightning.provenance import describe_process
 
 TimingRow = dict[str, Any]
@@ -21,20 +19,15 @@ def write_timings(rows: Sequence[TimingRow], note: str, folder: Path) -> None:
     """Write ``benchmark.csv``, ``.md``, ``.json`` (for docs/results) and ``.png``, each whole or not at all.
 
     Args:
-        rows: All with the same keys.
+        rows: All with the same keys in one order.
         note: What was timed.
         folder: Where to.
     """
-    with replacing(folder / "benchmark.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv([list(rows[0]), *(list(row.values()) for row in rows)], folder / "benchmark.csv")
     shown = [{name: _rounded(value) for name, value in row.items()} for row in rows]
     record = {"title": "Inference", "note": note, "rows": shown, "process": describe_process()}
-    with replacing(folder / "benchmark.json") as part:
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    with replacing(folder / "benchmark.md") as part:
-        part.write_text(f"{note}\n\n{markdown_table(shown)}\n", encoding="utf-8")
+    write_json(record, folder / "benchmark.json")
+    write_text(f"{note}\n\n{markdown_table(shown)}\n", folder / "benchmark.md")
     with replacing(folder / "benchmark.png") as part:
         _plot(rows, note, part)
 

@@ -20,13 +20,13 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rare_lightning.data.geometry import Spacing, geometry_of_affine
+from rare_lightning.data.geometry import geometry_of_affine
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet
-from rare_lightning.networks.grids import Size3, level_spacing
+from rare_lightning.networks.grids import Size3, Spacing, level_spacing, triple
 
 Engine = Literal["eager", "compiled", "bfloat16", "onnx", "openvino"]
 STAGES = ("read", "prepare", "network", "restore", "write")
@@ -129,9 +129,8 @@ def installed_engines() -> list[Engine]:
 
 def noise_scan(size: Size3, spacing: Spacing, channels: int) -> Scan:
     """A scan of noise, in which no network has an easier task than in another."""
-    x, y, z = spacing
     array = np.random.default_rng(0).normal(size=(channels, *size)).astype(np.float32)
-    return Scan(array, geometry_of_affine(np.diag([x, y, z, 1.0]), size))
+    return Scan(array, geometry_of_affine(np.diag([*spacing, 1.0]), size))
 
 
 def _run_by(name: Engine, segmenter: Segmenter, folder: Path) -> Segmenter:
@@ -158,18 +157,18 @@ def _run_by(name: Engine, segmenter: Segmenter, folder: Path) -> Segmenter:
 def _unet_like(network: MultiResolutionNetwork, channels: int, classes: int) -> UNet:
     """A U-Net for level 0 with the depth, strides and widths of a RARE-UNet; its weights make no difference here."""
     alike = ("features", "depth", "strides", "normalization", "activation", "residual")
-    arguments = {name: value for name, value in vars(network)["init_args"].items() if name in alike}
+    arguments = {name: value for name, value in network.init_args.items() if name in alike}
     return UNet(channels, classes, levels=0, **arguments).eval()
 
 
 def _scan_of_level(scan: Scan, segmenter: Segmenter, level: int, folder: Path) -> ScanFiles:
     """File with the scan as it would have been taken at a level's spacing, in 16 bits as scanners write."""
     spacing, size = scan.geometry.canonical_spacing, scan.geometry.canonical_size
-    x, y, z = level_spacing(segmenter.preprocessing.spacing, segmenter.level_strides[level])
-    d, h, w = (max(1, round(n * mm / new)) for n, mm, new in zip(size, spacing, (x, y, z), strict=True))
-    array = resample(torch.from_numpy(scan.canonical), spacing, (x, y, z), (d, h, w)).numpy()
+    wanted = level_spacing(segmenter.preprocessing.spacing, segmenter.level_strides[level])
+    voxels = triple(max(1, round(n * mm / new)) for n, mm, new in zip(size, spacing, wanted, strict=True))
+    array = resample(torch.from_numpy(scan.canonical), spacing, wanted, voxels).numpy()
     array = (array * (30000 / max(1.0, float(np.abs(array).max())))).astype(np.int16)
-    geometry = geometry_of_affine(np.diag([x, y, z, 1.0]), (d, h, w))
+    geometry = geometry_of_affine(np.diag([*wanted, 1.0]), voxels)
     path = folder / f"level_{level}.nii.gz"
     write_array(array if len(array) > 1 else array[0], Scan(array, geometry), path)
     return ScanFiles(path.name, (path,))

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from rare_lightning.errors import UserError
+from rare_lightning.files import write_json
 from rare_lightning.models import find_checkpoint
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
-from rare_lightning.networks.grids import Grid, Size3
+from rare_lightning.networks.grids import Grid, Size3, cells
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
@@ -167,7 +168,7 @@ def export_network(
             "coarsest_stride": list(network.coarsest_stride),
             "levels": entries,
         }
-        Path(temporary, SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+        write_json(sidecar, Path(temporary, SIDECAR))
         for written in sorted(Path(temporary).iterdir(), key=lambda path: path.name == SIDECAR):
             replace(written, folder / written.name)
     return differences
@@ -300,7 +301,7 @@ def _need(extra: str, *names: str) -> list[ModuleType]:
 def _noise(network: MultiResolutionNetwork, level: int, channels: int, size: Size3) -> Tensor:
     """Image on the level grid for a base grid of that size, or as much more as a deep network needs."""
     enough = [n + max(0, coarsest - 16) for n, coarsest in zip(size, network.coarsest_stride, strict=True)]
-    shape = (-(-n // s) for n, s in zip(enough, network.level_stride(level), strict=True))
+    shape = cells(enough, network.level_stride(level))
     return torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
 
 

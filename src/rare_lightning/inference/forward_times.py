@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import ceil
 from statistics import median
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.inference.windows import segment_level
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, cells
 
 
 @torch.inference_mode()
@@ -56,6 +55,6 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
 def _forward(segmenter: Segmenter, level: int, size: Size3) -> Callable[[], Any]:
     stride = segmenter.level_strides[level]
-    shape = segmenter.padded_size(level, [ceil(n / s) for n, s in zip(size, stride, strict=True)])
+    shape = segmenter.padded_size(level, cells(size, stride))
     image = torch.randn(1, len(segmenter.channels), *shape)
     return partial(segment_level, segmenter.networks[0], level, image, segmenter.window_size)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import exp, fsum, log
 from typing import Literal, get_args
 
-from rare_lightning.data.geometry import Spacing, format_spacing
-from rare_lightning.networks.grids import Size3, level_spacing
+from rare_lightning.data.geometry import format_spacing
+from rare_lightning.networks.grids import Size3, Spacing, level_spacing, triple
 
 RoutingStrategy = Literal["detail", "mean", "finest"]
 NEARLY = 0.1  # octaves, 7 %: a scan that is this much finer than a level still enters there
@@ -71,11 +71,10 @@ def route(
     else:
         raise ValueError(f"routing ({routing}) must be one of {', '.join(get_args(RoutingStrategy))}")
     offset = offsets[chosen]
-    x, y, z = (
+    target = triple(
         mm if abs(exp(o) - 1) < TOLERANCE else level_mm
         for mm, level_mm, o in zip(spacing, grids[chosen], offset, strict=True)
     )
-    target = (x, y, z)
     beyond = ""
     if level is None and chosen == min(grids) and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
         beyond = f", the scan is finer than level {chosen}"

@@ -29,7 +29,7 @@ from rare_lightning.inference.mirroring import flipped_axes, mirror_images
 from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
-from rare_lightning.networks.grids import Size3, round_up
+from rare_lightning.networks.grids import Size3, round_up, triple
 
 Precision = Literal["32-true", "bf16-mixed"]
 MIRROR_AXES = "mirror_axes"
@@ -358,13 +358,13 @@ class Segmenter:
         if on_base_grid:
             geometry, box = _base_grid(geometry, box, self.preprocessing.spacing)
             spacing, wanted = self.preprocessing.spacing, geometry.size
-        x, y, z = (side.stop - side.start for side in box)
+        shape = triple(side.stop - side.start for side in box)
         labels = np.zeros(wanted, dtype=np.uint8)
         kept = np.zeros((len(self.classes), *wanted), dtype=np.float32) if keep_probabilities else None
         if kept is not None:
             kept[0] = 1  # the empty space
         counts = np.zeros(len(self.classes), dtype=np.int64)
-        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, (x, y, z), order=1):
+        for where, slab in resample_in_slabs(answer, answer_spacing, spacing, shape, order=1):
             place = (slice(box[0].start + where.start, box[0].start + where.stop), *box[1:])
             labels[place] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
             if kept is not None:
@@ -386,8 +386,7 @@ class Segmenter:
         least = [s * mm for s, mm in zip(self.coarsest_stride, base, strict=True)]
         if any(extent > enough for extent, enough in zip(extents, least, strict=True)):
             return box
-        x, y, z = (slice(0, n) for n in volume.shape[1:])
-        return x, y, z
+        return triple(slice(0, n) for n in volume.shape[1:])
 
     @property
     def _device(self) -> torch.device:
@@ -413,8 +412,7 @@ def _device_of(network: MultiResolutionNetwork) -> torch.device:
 
 def _largest(sizes: Iterable[Sequence[int]]) -> Size3:
     """Along each axis."""
-    x, y, z = (max(along) for along in zip(*sizes, strict=True))
-    return x, y, z
+    return triple(max(along) for along in zip(*sizes, strict=True))
 
 
 def _extent(geometry: Geometry) -> str:
@@ -436,9 +434,9 @@ def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geo
     behind = covering_size([n - first for n, first in zip(geometry.canonical_size, starts, strict=True)], spacing, base)
     affine = geometry.canonical_affine
     affine[:3, 3] += affine[:3, :3] @ [first - n * r for first, n, r in zip(starts, before, ratio, strict=True)]
-    x, y, z = (n + m for n, m in zip(before, behind, strict=True))
-    on_x, on_y, on_z = (slice(n, n + m) for n, m in zip(before, within, strict=True))
-    return geometry_of_affine(level_affine(affine, ratio), (x, y, z)), (on_x, on_y, on_z)
+    size = triple(n + m for n, m in zip(before, behind, strict=True))
+    place = triple(slice(n, n + m) for n, m in zip(before, within, strict=True))
+    return geometry_of_affine(level_affine(affine, ratio), size), place
 
 
 load = Segmenter  # as rare_lightning.load("best.ckpt")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.networks import MultiResolutionNetwork
-from rare_lightning.networks.grids import Size3, round_up
+from rare_lightning.networks.grids import Size3, cells, crop, round_up
 
 OVERLAP = 0.25  # of neighbouring windows, as a share of their size
 
@@ -38,7 +38,7 @@ def segment_level(
         return predict(image)
     stride, coarsest = network.level_stride(level), network.coarsest_stride
     multiple = [max(1, whole // part) for whole, part in zip(coarsest, stride, strict=True)]
-    window: Sequence[int] = round_up([ceil(n / s) for n, s in zip(window_size, stride, strict=True)], multiple)
+    window: Sequence[int] = round_up(cells(window_size, stride), multiple)
     size = image.shape[2:]
     whole_voxels = round_up(size, multiple)
     # Windows of one of the coarsest voxels could not overlap.
@@ -56,8 +56,7 @@ def segment_level(
         mode="gaussian",
     )
     finer = [n // p for n, p in zip(logits.shape[2:], padded, strict=True)]
-    d, h, w = (n * f for n, f in zip(size, finer, strict=True))
-    return logits[..., :d, :h, :w]
+    return crop(logits, [n * f for n, f in zip(size, finer, strict=True)])
 
 
 def fit_window(size: Sequence[int], multiple: Sequence[int], smallest: Sequence[int], voxels: float) -> Size3:
@@ -76,10 +75,10 @@ def fit_window(size: Sequence[int], multiple: Sequence[int], smallest: Sequence[
     parts = [1, 1, 1]
     while True:
         cut = [ceil(n / (1 + (1 - OVERLAP) * (p - 1))) for n, p in zip(size, parts, strict=True)]
-        x, y, z = round_up([max(n, least) for n, least in zip(cut, smallest, strict=True)], multiple)
-        if x * y * z <= voxels:
-            return x, y, z
-        shrinkable = [axis for axis, n in enumerate((x, y, z)) if n > smallest[axis]]
+        window = round_up([max(n, least) for n, least in zip(cut, smallest, strict=True)], multiple)
+        if prod(window) <= voxels:
+            return window
+        shrinkable = [axis for axis, n in enumerate(window) if n > smallest[axis]]
         if not shrinkable:
-            raise ValueError(f"the smallest windows have {prod((x, y, z))} voxels, more than {voxels:.0f}")
-        parts[max(shrinkable, key=(x, y, z).__getitem__)] += 1
+            raise ValueError(f"the smallest windows have {prod(window)} voxels, more than {voxels:.0f}")
+        parts[max(shrinkable, key=window.__getitem__)] += 1

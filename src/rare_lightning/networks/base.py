@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rare_lightning.networks.description import SelfDescribing
-from rare_lightning.networks.grids import Grid, Pyramid, Size3, interpolate, level_stride, stage_strides
+from rare_lightning.networks.grids import Grid, Pyramid, Size3, interpolate, level_stride, stage_strides, triple
 
 
 class DeepLogits(NamedTuple):
@@ -54,8 +54,7 @@ class MultiResolutionNetwork(SelfDescribing, nn.Module, ABC):
     @property
     def smallest_input(self) -> Size3:
         """Base voxels per axis of the smallest windows: fewer may take as much memory, or be too few to normalise."""
-        x, y, z = (2 * n for n in self.coarsest_stride)
-        return x, y, z
+        return triple(2 * n for n in self.coarsest_stride)
 
     @abstractmethod
     def level_stride(self, level: int) -> Size3:

@@ -4,17 +4,29 @@ The voxel centres of level l lie at the centre of the block of base voxels that 
 down is a block average, and bringing it up is interpolation with half-voxel offsets (``align_corners=False``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 Grid = Literal["level", "base"]
+T = TypeVar("T")
 Size3 = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 Pyramid = dict[int, Tensor]
 """Level -> tensor ``(B, C, D_l, H_l, W_l)``."""
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Three values, one per axis.
+
+    Raises:
+        ValueError: If there are fewer or more.
+    """
+    x, y, z = values
+    return x, y, z
 
 
 def stage_strides(depth: int, strides: Sequence[Sequence[int]] | int = 2) -> list[Size3]:
@@ -45,20 +57,28 @@ def level_stride(strides: Sequence[Size3], level: int) -> Size3:
     """
     if level > len(strides):
         raise ValueError(f"level {level} is deeper than the {len(strides)} down-samplings: levels must be <= depth")
-    x, y, z = (prod([stride[axis] for stride in strides[:level]]) for axis in range(3))
-    return x, y, z
+    return triple(prod([stride[axis] for stride in strides[:level]]) for axis in range(3))
 
 
-def level_spacing(spacing: Sequence[float], stride: Size3) -> tuple[float, float, float]:
+def level_spacing(spacing: Sequence[float], stride: Size3) -> Spacing:
     """Spacing of a level in mm per axis, of that of the base grid and the level's stride."""
-    x, y, z = (mm * s for mm, s in zip(spacing, stride, strict=True))
-    return x, y, z
+    return triple(mm * s for mm, s in zip(spacing, stride, strict=True))
 
 
 def round_up(size: Sequence[int], multiple: Sequence[int]) -> Size3:
     """Smallest multiples that are not smaller."""
-    x, y, z = (-(-n // m) * m for n, m in zip(size, multiple, strict=True))
-    return x, y, z
+    return triple(n * m for n, m in zip(cells(size, multiple), multiple, strict=True))
+
+
+def cells(size: Sequence[int], stride: Sequence[int]) -> Size3:
+    """Voxels of a level grid of that stride that cover so many, the last of them in part."""
+    return triple(-(-n // s) for n, s in zip(size, stride, strict=True))
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first voxels of ``(..., D, H, W)`` along each axis: what padding added at the far end is cut off."""
+    d, h, w = size
+    return x[..., :d, :h, :w]
 
 
 def block_average(x: Tensor, stride: Size3) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rare_lightning.errors import UserError
 from rare_lightning.networks.base import DeepLogits, FixedResolutionNetwork
 from rare_lightning.networks.blocks import MAX_WIDTH
-from rare_lightning.networks.grids import Size3, level_stride, round_up
+from rare_lightning.networks.grids import Size3, cells, crop, level_stride, round_up, triple
 
 Kind = Literal["plain", "residual"]
 SMALLEST_FEATURE_MAP = 4  # voxels per axis in the bottleneck
@@ -50,10 +50,8 @@ def plan_topology(spacing: Sequence[float], patch_size: Sequence[int]) -> Topolo
         if len(halved) == 1 and size[halved[0]] < 3 * SMALLEST_FEATURE_MAP:
             break
         convolved = [done or mm < 2 * min(now) for done, mm in zip(convolved, now, strict=True)]
-        x, y, z = (3 if done else 1 for done in convolved)
-        kernels.append((x, y, z))
-        x, y, z = (2 if axis in halved else 1 for axis in range(3))
-        strides.append((x, y, z))
+        kernels.append(triple(3 if done else 1 for done in convolved))
+        strides.append(triple(2 if axis in halved else 1 for axis in range(3)))
         for axis in halved:
             now[axis] *= 2
             size[axis] = ceil(size[axis] / 2)
@@ -139,16 +137,11 @@ class NNUNet(FixedResolutionNetwork):
         far_ends = [end for n, p in zip(size, padded, strict=True) for end in (p - n, 0)]
         answer, *deeper = self.network(F.pad(image, far_ends[::-1]))
         deep = [  # without the coarsest
-            DeepLogits(stride, _cut(logits, [ceil(n / s) for n, s in zip(size, stride, strict=True)]))
+            DeepLogits(stride, crop(logits, cells(size, stride)))
             for stage, logits in enumerate(deeper[:-1], start=1)
             for stride in [level_stride(self._strides, stage)]
         ]
-        return _cut(answer, size), deep
-
-
-def _cut(logits: Tensor, size: Sequence[int]) -> Tensor:
-    d, h, w = size
-    return logits[..., :d, :h, :w]
+        return crop(answer, size), deep
 
 
 def _blocks_name(kind: Kind) -> str:

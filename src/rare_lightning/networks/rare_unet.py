@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rare_lightning.networks.base import MultiResolutionNetwork, Prediction
 from rare_lightning.networks.blocks import MAX_WIDTH, Activation, DoubleConv, Normalization, ResidualConv
-from rare_lightning.networks.grids import Pyramid, Size3, level_stride, stage_strides
+from rare_lightning.networks.grids import Pyramid, Size3, cells, crop, level_stride, stage_strides, triple
 from rare_lightning.networks.heads import HeadKind, make_head
 
 
@@ -142,8 +142,7 @@ class RAREUNet(MultiResolutionNetwork):
         x = self.bottleneck(self.pool[-1](x))
         for stage in reversed(range(entries[0], len(self.encoder))):
             skip = skips.pop(stage)
-            d, h, w = skip.shape[2:]
-            x = self.decoder[stage](torch.cat([skip, self.upsample[stage](x)[..., :d, :h, :w]], dim=1))
+            x = self.decoder[stage](torch.cat([skip, crop(self.upsample[stage](x), skip.shape[2:])], dim=1))
             if stage in images:
                 staying = sum(count for level, count in zip(entries, counts, strict=True) if level < stage)
                 logits[stage] = self.heads[str(stage)](x[staying:])
@@ -157,12 +156,12 @@ class RAREUNet(MultiResolutionNetwork):
         extent: Size3 | None = None
         for level in sorted(images):
             stride, size = self.level_stride(level), tuple(images[level].shape[2:])
-            x, y, z = (n * s for n, s in zip(size, stride, strict=True))
-            if prod([-(-n // s) for n, s in zip((x, y, z), bottleneck, strict=True)]) < self._smallest_bottleneck:
+            covered = triple(n * s for n, s in zip(size, stride, strict=True))
+            if prod(cells(covered, bottleneck)) < self._smallest_bottleneck:
                 needed = tuple(whole // part + 1 for whole, part in zip(bottleneck, stride, strict=True))
                 raise ValueError(
                     f"level {level} image has size {size}, which is too small: one axis must reach {needed}"
                 )
-            if extent is not None and (x, y, z) != extent:
-                raise ValueError(f"level {level} image covers {(x, y, z)} base voxels, a lower level covers {extent}")
-            extent = x, y, z
+            if extent is not None and covered != extent:
+                raise ValueError(f"level {level} image covers {covered} base voxels, a lower level covers {extent}")
+            extent = covered

@@ -1,7 +1,6 @@
 """A Decathlon task and its split -> the folders that nnU-Net reads, and the test scans of every level."""
 
 import gzip
-import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Task
 from rare_lightning.data.voxels import channels_first, channels_of, is_nifti, read_nifti
 from rare_lightning.evaluation.protocol import without_padding
-from rare_lightning.files import appearing
+from rare_lightning.files import appearing, write_json
 from rare_lightning.networks.grids import Size3, interpolate, round_up
 
 Feed = Literal["native", "upsampled"]
@@ -93,13 +92,13 @@ def write_dataset(task: Task, split: Split, folder: Path) -> None:
             # Its default reader ignores orientations: a scan stored flipped would be segmented flipped.
             "overwrite_image_reader_writer": "NibabelIOWithReorient",
         }
-        (scratch / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_json(description, scratch / "dataset.json")
 
 
 def write_splits(split: Split, path: Path) -> None:
     """Write training and validation cases as fold 0 of nnU-Net's ``splits_final.json``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([{"train": list(split.train), "val": list(split.val)}], indent=1) + "\n", "utf-8")
+    write_json([{"train": split.train, "val": split.val}], path)
 
 
 def write_scans(cases: Iterable[tuple[str, list[LevelScan]]], folder: Path) -> None:

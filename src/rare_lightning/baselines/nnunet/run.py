@@ -38,7 +38,7 @@ from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.tables import terminal_table, write_scores
-from rare_lightning.files import replacing
+from rare_lightning.files import write_json
 from rare_lightning.networks.grids import Grid
 
 
@@ -102,8 +102,7 @@ def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
             raise UserError(f"{folders.root}: made with another {', '.join(differing)}; choose another --output")
         return
     folders.root.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    write_json(wanted, path)
 
 
 def _write_data(data: DecathlonDataModule, folders: Folders) -> None:

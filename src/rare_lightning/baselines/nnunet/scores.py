@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from rare_lightning.baselines.nnunet.dataset import LevelScan
@@ -14,12 +15,10 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
     Row,
     Truth,
-    on_level_and_base_grid,
+    answer_by_truth,
     score_level,
-    to_labels,
-    without_padding,
 )
-from rare_lightning.networks.grids import Grid
+from rare_lightning.networks.grids import Grid, triple
 
 
 def read_softmax(path: Path, classes: int, shape: Sequence[int]) -> Tensor:
@@ -64,15 +63,10 @@ def score_case(
     """
     rows = []
     fine = scans[0].label
-    x, y, z = np.linalg.norm(scans[0].affine[:3, :3], axis=0).tolist()
+    spacing = triple(voxel_sizes(scans[0].affine).tolist())
     for scan in scans:
         softmax, grid = softmax_of(scan)
-        on_level, on_base = on_level_and_base_grid(softmax[None], scan.stride, grid)
-        # The last blocks may reach beyond the scan; at its own level nothing does.
-        predictions: dict[Truth, Tensor] = {
-            "level": to_labels(on_level[0]),
-            "fine": without_padding(to_labels(on_base[0]), fine.shape),
-        }
+        predictions = answer_by_truth(softmax[None], scan.stride, grid, fine.shape)
         truths: dict[Truth, Tensor] = {"level": scan.label, "fine": fine}
-        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, (x, y, z), regions, tolerance_mm)
+        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, spacing, regions, tolerance_mm)
     return rows

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rare_lightning.baselines.nnunet.dataset import DATASET_ID, FEEDS, Feed
 from rare_lightning.errors import UserError
-from rare_lightning.files import replacing
+from rare_lightning.files import write_json
 from rare_lightning.provenance import describe_process
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -234,8 +234,7 @@ def run_step(step: Step, folders: Folders, environment: Path) -> None:
         what = f"failed with exit code {code}" if code else f"left no {missing[0]}"
         raise UserError(f"nnU-Net's step {step.name} {what}. Its last line: {_last_line(log)!r}. All of it: {log}")
     how = {**describe_process(), **{name: getattr(folders.settings, name) for name in ELSEWHERE}}
-    with replacing(record) as part:
-        part.write_text(json.dumps(how, indent=1) + "\n", encoding="utf-8")
+    write_json(how, record)
 
 
 def training_record(folders: Folders) -> dict[str, Any]:
