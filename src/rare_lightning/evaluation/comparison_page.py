@@ -7,13 +7,13 @@ from itertools import product
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table as TerminalTable
+from rich.table import Table
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
-from rare_lightning.evaluation.document import Block, Heading, Paragraph, Picture, Table
+from rare_lightning.evaluation.document import picture
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, Truth
 from rare_lightning.evaluation.statistics import RESAMPLES
-from rare_lightning.evaluation.tables import three_digits
+from rare_lightning.evaluation.tables import markdown_table, three_digits
 
 AGAINST = {truth: f"`{truth}` truth, the {label}" for truth, label in TRUTH_LABELS.items()}
 SIGNIFICANT = 0.05
@@ -32,10 +32,8 @@ class Cost:
     milliseconds: dict[str, float]
 
 
-def comparison_page(
-    comparison: Comparison, montage: Sequence[Block], costs: Mapping[str, Cost], timed: str
-) -> list[Block]:
-    """Means, tests, pictures, costs and training of all methods.
+def comparison_page(comparison: Comparison, montage: Sequence[str], costs: Mapping[str, Cost], timed: str) -> str:
+    """Markdown: means, tests, pictures, costs and training of all methods.
 
     Args:
         comparison: What to show.
@@ -43,20 +41,21 @@ def comparison_page(
         costs: By method, of those whose network is known.
         timed: On what the costs were measured, or why not.
     """
-    return [
+    blocks = [
         *_head(comparison),
         *_means(comparison),
         *_tests(comparison),
-        Heading("Pictures"),
+        "## Pictures",
         *montage,
         *_costs(comparison, costs, timed),
         *_training(comparison),
     ]
+    return "\n\n".join(blocks) + "\n"
 
 
-def comparison_table(comparison: Comparison, truth: Truth) -> TerminalTable:
+def comparison_table(comparison: Comparison, truth: Truth) -> Table:
     """Mean Dice: methods down, levels across, the best in bold."""
-    table = TerminalTable(title=f"Dice, {truth} truth, {len(comparison.cases)} cases")
+    table = Table(title=f"Dice, {truth} truth, {len(comparison.cases)} cases")
     table.add_column("method", overflow="fold")
     for level, spacing in comparison.levels.items():
         table.add_column(f"{level}\n{spacing}", justify="right")
@@ -67,7 +66,7 @@ def comparison_table(comparison: Comparison, truth: Truth) -> TerminalTable:
     return table
 
 
-def _head(comparison: Comparison) -> list[Block]:
+def _head(comparison: Comparison) -> list[str]:
     levels = [f"{level} ({spacing} mm)" for level, spacing in comparison.levels.items() if level != MEAN]
     rules: dict[str, Any] = {}
     for method in comparison.methods:
@@ -81,18 +80,15 @@ def _head(comparison: Comparison) -> list[Block]:
         text += f" Labels were brought down by `{rules.get('label_downsampling')}`."
     if rules:
         text += f" NSD forgives {rules.get('nsd_tolerance_mm')} mm."
-    blocks: list[Block] = [Heading(f"Comparison: {', '.join(comparison.names)}", 1), Paragraph(text)]
+    blocks = [f"# Comparison: {', '.join(comparison.names)}", text]
     if comparison.left_out:
-        blocks.append(Paragraph(comparison.left_out))
+        blocks.append(comparison.left_out)
     if unknown:
         blocks.append(
-            Paragraph(
-                f"No `summary.json` beside the `cases.csv` of {', '.join(unknown)} names a protocol: that labels were "
-                "brought down alike and NSD forgives the same distance could not be checked."
-            )
+            f"No `summary.json` beside the `cases.csv` of {', '.join(unknown)} names a protocol: that labels were "
+            "brought down alike and NSD forgives the same distance could not be checked."
         )
-    blocks += [Paragraph(f"**{line}**") for line in flattered(comparison)]
-    return blocks
+    return blocks + [f"**{line}**" for line in flattered(comparison)]
 
 
 def flattered(comparison: Comparison) -> list[str]:
@@ -105,25 +101,23 @@ def flattered(comparison: Comparison) -> list[str]:
     ]
 
 
-def _means(comparison: Comparison) -> list[Block]:
-    blocks: list[Block] = [Heading("Dice")]
-    blocks.append(Picture("dice_by_resolution.svg", "Mean Dice against resolution, with 95 % bootstrap intervals."))
+def _means(comparison: Comparison) -> list[str]:
+    figure = picture("dice_by_resolution.svg", "Mean Dice against resolution, with 95 % bootstrap intervals.")
+    blocks = ["## Dice", figure]
     for truth in comparison.truths:
         rows = product(comparison.levels, comparison.classes)
-        blocks.append(Heading(f"Against the {AGAINST[truth]}", 3))
-        blocks.append(Table([_row(comparison, "dice", truth, level, name) for level, name in rows]))
+        blocks.append(f"### Against the {AGAINST[truth]}")
+        blocks.append(markdown_table([_row(comparison, "dice", truth, level, name) for level, name in rows]))
     for score, heading in (("hd95_mm", "HD95 (mm)"), ("nsd", "NSD")):
-        blocks.append(Heading(heading))
+        blocks.append(f"## {heading}")
         for truth in comparison.truths:
             rows = product(comparison.levels, comparison.classes[-1:])
-            blocks.append(Paragraph(f"Mean over classes, against the {AGAINST[truth]}:"))
-            blocks.append(Table([_row(comparison, score, truth, level, name) for level, name in rows]))
+            blocks.append(f"Mean over classes, against the {AGAINST[truth]}:")
+            blocks.append(markdown_table([_row(comparison, score, truth, level, name) for level, name in rows]))
         if score == "hd95_mm":
             blocks.append(
-                Paragraph(
-                    "HD95 is undefined where truth or prediction is empty. How often is in parentheses: a mean hides "
-                    "empty predictions, so only methods with the fewest of them can be in bold."
-                )
+                "HD95 is undefined where truth or prediction is empty. How often is in parentheses: a mean hides "
+                "empty predictions, so only methods with the fewest of them can be in bold."
             )
     return blocks
 
@@ -165,7 +159,7 @@ def _best_in_bold(
     return cells
 
 
-def _tests(comparison: Comparison) -> list[Block]:
+def _tests(comparison: Comparison) -> list[str]:
     reference = comparison.names[0]
     family = sum(not math.isnan(difference.p_holm) for difference in comparison.differences)
     text = (
@@ -199,10 +193,10 @@ def _tests(comparison: Comparison) -> list[Block]:
             }
         )
     caption = f"Dice of every case, mean over classes; above the diagonal a method is better than {reference}."
-    return [Heading("Paired tests"), Paragraph(text), Table(rows), Picture("cases.svg", caption)]
+    return ["## Paired tests", text, markdown_table(rows), picture("cases.svg", caption)]
 
 
-def _costs(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> list[Block]:
+def _costs(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> list[str]:
     reference = costs[comparison.names[0]].milliseconds if comparison.names[0] in costs else {}
     rows = []
     for name in comparison.names:
@@ -214,10 +208,10 @@ def _costs(comparison: Comparison, costs: Mapping[str, Cost], timed: str) -> lis
                 ratio = f" (x{ms / reference[level]:.2f})" if ms and level in reference else ""
                 row[f"level {level}"] = f"{three_digits(ms)} ms{ratio}" if ms else "-"
         rows.append(row)
-    return [Heading("Parameters and inference time"), Paragraph(timed), *([Table(rows)] if costs else [])]
+    return ["## Parameters and inference time", timed, *([markdown_table(rows)] if costs else [])]
 
 
-def _training(comparison: Comparison) -> list[Block]:
+def _training(comparison: Comparison) -> list[str]:
     rows = []
     for method in comparison.methods:
         record = method.summary.get("training") or {}
@@ -227,7 +221,7 @@ def _training(comparison: Comparison) -> list[Block]:
         row |= {name: record.get(name) for name in ("seed", "commit", "hardware")}
         rows.append({key: "-" if value is None else str(value) for key, value in row.items()})
     known = any(method.summary.get("training") for method in comparison.methods)
-    return [Heading("Training"), Table(rows)] if known else []
+    return ["## Training", markdown_table(rows)] if known else []
 
 
 def _number(value: float, digits: int) -> str:

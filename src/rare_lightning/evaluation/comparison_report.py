@@ -12,7 +12,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.comparison import MEAN, Comparison, Mean
 from rare_lightning.evaluation.comparison_figures import plot_cases, plot_dice_against_resolution, plot_methods
 from rare_lightning.evaluation.comparison_page import Cost, comparison_page
-from rare_lightning.evaluation.document import Block, Paragraph, Picture, to_html, to_markdown
+from rare_lightning.evaluation.document import picture, to_html
 from rare_lightning.evaluation.slices import Slice, read_slices
 from rare_lightning.evaluation.tables import write_summary
 from rare_lightning.files import write_csv, write_text
@@ -31,14 +31,14 @@ def write_comparison(comparison: Comparison, costs: Mapping[str, Cost], timed: s
     plot_dice_against_resolution(comparison, folder)
     plot_cases(comparison, folder)
     montage = _write_montage(comparison, comparison.median_case(), folder)
-    blocks = comparison_page(comparison, montage, costs, timed)
+    page = comparison_page(comparison, montage, costs, timed)
     _write_csv(comparison, folder / "comparison.csv")
     write_summary(_record(comparison, costs, timed), folder / "comparison.json")
-    write_text(to_markdown(blocks), folder / "comparison.md")
-    write_text(to_html(blocks, folder), folder / "comparison.html")
+    write_text(page, folder / "comparison.md")
+    write_text(to_html(page, folder), folder / "comparison.html")
 
 
-def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[Block]:
+def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[str]:
     """Draw the methods that kept slices of the case; says which did not."""
     slices: dict[str, list[Slice]] = {}
     names: list[str] = []
@@ -55,15 +55,15 @@ def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[Bloc
             slices[method.name], names = pieces, class_names
         else:
             left_out.append(method.name)
-    blocks: list[Block] = []
+    blocks = []
     for suffix in (".png", ".svg"):  # of an earlier comparison
         (folder / f"montage{suffix}").unlink(missing_ok=True)
     if slices:
         title = f"{case}, the median case of {comparison.names[0]}"
         plot_methods(slices, names, title, folder)
-        blocks.append(Picture("montage.png", f"{title} by fine Dice, with the fine Dice of each answer."))
+        blocks.append(picture("montage.png", f"{title} by fine Dice, with the fine Dice of each answer."))
     if left_out:
-        blocks.append(Paragraph(f"Without slices of this case, and so without a picture: {', '.join(left_out)}."))
+        blocks.append(f"Without slices of this case, and so without a picture: {', '.join(left_out)}.")
     return blocks
 
 

@@ -38,10 +38,14 @@ def spacing_of(rows: Iterable[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Markdown table with the first row's keys as its heading; all but the first column right-aligned."""
+    """Markdown table with the first row's keys as its heading; all but the first column right-aligned.
+
+    A bar within a cell does not begin another.
+    """
     names = list(rows[0])
     lines = [names, ["---", *["---:"] * (len(names) - 1)], *[list(row.values()) for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def three_digits(value: float) -> str:
