@@ -165,7 +165,9 @@ def test_the_line_below_says_what_was_measured():
     assert describe_summary(summary) == expected
     summary["training"] |= {"step_seconds": 0.5, "peak_memory_gib": 2.25}
     assert "1.2 min, 0.50 s a step, peak memory 2.2 GiB, seed 3" in describe_summary(summary)
-    assert "seed None, commit unknown" in describe_summary({**summary, "training": None})
+    summary["training"]["hardware"] = "4 GPUs"
+    assert describe_summary(summary).endswith("seed 3, commit abc, 4 GPUs")
+    assert describe_summary({**summary, "training": None}).endswith("seed None, commit unknown, 2 CPU cores")
 
 
 def test_spacing_and_means():

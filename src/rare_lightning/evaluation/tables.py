@@ -172,9 +172,8 @@ def describe_summary(summary: dict[str, Any]) -> str:
         words.append(f"{training['step_seconds']:.2f} s a step")
     if training.get("peak_memory_gib"):
         words.append(f"peak memory {training['peak_memory_gib']:.1f} GiB")
-    return ", ".join(
-        [*words, f"seed {training.get('seed')}", f"commit {training.get('commit') or 'unknown'}", test["hardware"]]
-    )
+    words += [f"seed {training.get('seed')}", f"commit {training.get('commit') or 'unknown'}"]
+    return ", ".join([*words, training.get("hardware", test["hardware"])])
 
 
 def mean_defined(values: Iterable[float]) -> float:
