@@ -9,7 +9,7 @@ from rare_lightning.cli import main
 def test_a_missing_extra_is_answered_with_its_install_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert main(["dashboard", "--entity", "team", "--dry_run"]) == 1
-    assert "pip install 'rare-lightning[wandb-dashboard]'" in capsys.readouterr().err
+    assert 'pip install "rare-lightning[wandb-dashboard]"' in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_what_would_be_sent(tmp_path, capsys, monkeypatch):
@@ -32,11 +32,11 @@ def test_a_dry_run_writes_what_would_be_sent(tmp_path, capsys, monkeypatch):
         assert "level_3" not in text
 
 
-def test_a_dry_run_into_no_folder_gets_one_line(tmp_path, capsys):
+def test_a_dry_run_makes_its_folder(tmp_path):
     pytest.importorskip("wandb_workspaces", reason="pip install 'rare-lightning[wandb-dashboard]'")
-    path = tmp_path / "no" / "such.json"
-    assert main(["dashboard", "--entity", "team", "--dry_run", "--output", str(path)]) == 1
-    assert capsys.readouterr().err.strip() == f"rare: error: {path}: No such file or directory"
+    path = tmp_path / "new" / "spec.json"
+    assert main(["dashboard", "--entity", "team", "--dry_run", "--output", str(path)]) == 0
+    assert json.loads(path.read_text()).keys() == {"workspace", "report"}
 
 
 def test_without_a_key_there_is_one_line(tmp_path, capsys, monkeypatch):

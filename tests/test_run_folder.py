@@ -119,7 +119,7 @@ def test_a_key_that_is_refused_means_offline(monkeypatch, tmp_path, capsys):
 
 def test_a_missing_extra_is_answered_with_its_install_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'rare-lightning\[wandb\]'"):
+    with pytest.raises(UserError, match=r'pip install "rare-lightning\[wandb\]"'):
         log_into(Namespace(logger=[wandb_logger()]), tmp_path, "fit")
 
 

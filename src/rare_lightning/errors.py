@@ -1,6 +1,8 @@
 """The one exception for mistakes that a user can mend, and the words of its messages."""
 
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -8,6 +10,18 @@ class UserError(Exception):
 
     The command line prints it as one line, without a traceback, and exits with code 1.
     """
+
+
+def require(extra: str, *names: str) -> list[ModuleType]:
+    """Modules that an extra of the package brings.
+
+    Raises:
+        UserError: If one is not installed; it names the command that installs it.
+    """
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise UserError(f'{error.name} is not installed: pip install "rare-lightning[{extra}]"') from error
 
 
 def few(names: Iterable[str]) -> str:

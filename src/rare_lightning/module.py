@@ -167,6 +167,8 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Objective over the batch's levels, times the share that their weights have in those of all trained levels.
 
+        So one pass through the cycle weighs the levels as one step with all of them would.
+
         Raises:
             UserError: If the loss is not finite.
         """

@@ -39,10 +39,12 @@ def gather(mine: Any) -> list[Any]:
 
 @contextmanager
 def sigterm_before_loaders(trainer: L.Trainer) -> Iterator[None]:
-    """Context: where a signal ends a process and its loaders, it is no loss of loaders, whose end is seen first.
+    """Context: a job's end is reported as that, and not as the loss of its loaders.
+
+    SIGTERM ends loader processes too, and torch complains of those before Lightning tells of the signal.
 
     Raises:
-        SIGTERMException: Lightning's, in place of the error that tells of a loader.
+        SIGTERMException: Lightning's, in place of torch's error.
     """
     try:
         yield

@@ -1,6 +1,5 @@
 """The folder that a run writes into, and the loggers that write there."""
 
-import importlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, require
 
 MODULE = "rare_lightning.loggers."
 LOCK = ".lock"
@@ -116,7 +115,7 @@ def log_into(trainer: Namespace, folder: Path, subcommand: str, origin: str | No
                 _forget_run(logger.init_args)
             _log_to_wandb(logger.init_args, folder, subcommand, earlier.get(kind))
         elif kind == "TensorBoardRunLogger":
-            _require("TensorBoard", "tensorboard", "tensorboard")
+            require("tensorboard", "tensorboard")
             for word, value in (("save_dir", str(folder)), ("name", "tensorboard"), ("version", version)):
                 logger.init_args[word] = value
         else:
@@ -157,13 +156,6 @@ def _loggers_of_training(folder: Path) -> dict[str, Namespace]:
     return {path[len(MODULE) :]: dict_to_namespace(named[path]) for path in named if path.startswith(MODULE)}
 
 
-def _require(name: str, package: str, extra: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{name} is not installed: pip install 'rare-lightning[{extra}]'") from error
-
-
 def _is_csv_of_run(logger: Namespace) -> bool:
     return bool(logger.class_path.endswith(".CSVLogger") and logger.init_args.get("name") == CSV_FOLDER)
 
@@ -181,7 +173,7 @@ def _log_to_wandb(settings: Namespace, folder: Path, subcommand: str, training: 
     Online, all commands of a run folder go on with one W&B run. Offline each has its own, in one group: those under
     one id would overwrite each other on the server.
     """
-    _require("Weights & Biases", "wandb", "wandb")
+    require("wandb", "wandb")
     if settings.save_dir in (".", None):
         settings.save_dir = str(folder)
     mode = os.environ.get("WANDB_MODE", "online")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, require
 from rare_lightning.evaluation.protocol import TRUTHS
 from rare_lightning.files import write_json
 
@@ -28,14 +28,14 @@ def dashboard(
     """
     if levels < 0:
         raise UserError(f"levels ({levels}) must be 0 or more")
-    try:
-        workspace, report = _workspace(entity, project, levels), _report(entity, project, levels)
-    except ModuleNotFoundError as error:
-        raise UserError("wandb-workspaces is not installed: pip install 'rare-lightning[wandb-dashboard]'") from error
+    require("wandb-dashboard", "wandb_workspaces")
+    workspace, report = _workspace(entity, project, levels), _report(entity, project, levels)
     if dry_run:
         parts = {"workspace": workspace, "report": report}
         spec = {name: part._to_model().model_dump(mode="json", by_alias=True) for name, part in parts.items()}
-        write_json(spec, Path(output))
+        path = Path(output).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(spec, path)
         print(f"{output}: the workspace and the report as they would be sent")
         return
     _send(workspace, report)

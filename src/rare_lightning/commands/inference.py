@@ -64,8 +64,8 @@ def predict(
         UserError: If there is nothing to do, or scans could not be segmented; it lists them with their reasons.
     """
     segmenter = Segmenter(ckpt_path, routing, mirror, memory=memory, precision=precision)
-    if level is not None and level not in segmenter.level_strides:
-        raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
+    if level is not None:
+        _refuse_other_level(level, segmenter)
     folder = Path(output).expanduser()
     scans = find_scans(input, channels=len(segmenter.channels), besides=folder)
     models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
@@ -129,12 +129,12 @@ def export(ckpt_path: str, format: Format, output: str, level: int | Literal["al
         UserError: If the folder holds something already, the engine is not installed, or what was exported does not
             answer as the checkpoint does.
     """
-    segmenter = Segmenter(ckpt_path)
-    if isinstance(segmenter.networks[0], EngineNetwork):
-        raise UserError(f"{ckpt_path}: is exported already; give the checkpoint of rare fit")
-    levels = list(segmenter.level_strides) if level == "all" else [level]
-    if not set(levels) <= set(segmenter.level_strides):
-        raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
+    segmenter = _of_checkpoint(ckpt_path)
+    if level == "all":
+        levels = list(segmenter.level_strides)
+    else:
+        _refuse_other_level(level, segmenter)
+        levels = [level]
     with output_folder(output) as folder:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty; choose a new folder")
@@ -166,9 +166,7 @@ def benchmark(
     Raises:
         UserError: If an engine is not installed, the checkpoint is an exported one, or the scan is too small for it.
     """
-    segmenter = Segmenter(ckpt_path)
-    if isinstance(segmenter.networks[0], EngineNetwork):
-        raise UserError(f"{ckpt_path}: is exported already; give the checkpoint of rare fit")
+    segmenter = _of_checkpoint(ckpt_path)
     if repeats < 1 or min(size) < 1:
         raise UserError(f"--repeats ({repeats}) and --size {list(size)} must be positive")
     if input is None:
@@ -190,6 +188,19 @@ def benchmark(
         note = f"{what}, {torch.get_num_threads()} threads, median of {repeats}"
         write_timings(as_rows(timings, segmenter), note, folder)
     print((folder / "benchmark.md").read_text(encoding="utf-8"))
+
+
+def _of_checkpoint(path: str) -> Segmenter:
+    """A segmenter whose network is PyTorch's."""
+    segmenter = Segmenter(path)
+    if isinstance(segmenter.networks[0], EngineNetwork):
+        raise UserError(f"{path}: is exported already; give the checkpoint of rare fit")
+    return segmenter
+
+
+def _refuse_other_level(level: int, segmenter: Segmenter) -> None:
+    if level not in segmenter.level_strides:
+        raise UserError(f"--level {level}: the model has levels {', '.join(map(str, segmenter.level_strides))}")
 
 
 def _trainer(accelerator: str, devices: int | str, writer: PredictionWriter, scans: int) -> L.Trainer:

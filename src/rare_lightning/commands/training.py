@@ -191,10 +191,10 @@ class RareCLI(LightningCLI):
                     raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
                 _plan_network(config, content["hyper_parameters"].get("network", {}).get("init_args", {}))
                 self._compare_settings(content, config)
-                if not config.resume:
-                    _refuse_nothing_to_do(content, config)
                 if config.resume:
                     self._processes_before = content["callbacks"].get("TrainingRecord", {}).get("processes")
+                else:
+                    _refuse_nothing_to_do(content, config)
                 self._data_state = content["DecathlonDataModule"]
         elif checkpoint is None:
             raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")

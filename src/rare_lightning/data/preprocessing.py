@@ -95,7 +95,8 @@ class Preprocessing:
     ) -> tuple[Tensor, Tensor]:
         """Shifts and scales of a whole scan ``(C, D, H, W)`` of that spacing at each level, both ``(levels, C)``."""
         levels = [np.multiply(self.spacing, stride).tolist() for stride in strides]
-        by_level = [self.statistics(self.shown(scan, spacing, level)[0]) for level in levels]
+        looks = isinstance(self.normalize, str)  # and is no window, which is the same for any image
+        by_level = [self.statistics(self.shown(scan, spacing, level)[0] if looks else scan) for level in levels]
         shifts, scales = zip(*by_level, strict=True)
         return torch.stack(shifts), torch.stack(scales)
 

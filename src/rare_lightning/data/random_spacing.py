@@ -51,7 +51,8 @@ class RandomSpacing:
             stride: Of the level, in base voxels.
 
         Returns:
-            The image, and how far the scan's spacing is from the level's: 0 if it is that, 1 if it is twice that.
+            The image, and how far the scan's spacing lies above the level's, in octaves, as mean over the axes: 0 if
+            it is that, 1 if it is twice that along all axes, 1/3 along one.
         """
         spacing = self.draw(stride)
         size = covering_size(image.shape[1:], (1, 1, 1), spacing)

@@ -1,7 +1,6 @@
 """Networks as files of other inference engines, one per level, and running those files."""
 
 import hashlib
-import importlib
 import json
 import logging
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rare_lightning.errors import UserError
+from rare_lightning.errors import UserError, require
 from rare_lightning.files import write_json
 from rare_lightning.models import find_checkpoint
 from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
@@ -213,7 +212,7 @@ def write(format: Format, module: nn.Module, example: Tensor, path: Path) -> Non
 
 
 def _write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
-    _need("onnx", "onnx", "onnxscript")
+    require("onnx", "onnx", "onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     torch.onnx.export(
         module, (example,), path, dynamo=True, external_data=False, verbose=False,
@@ -222,7 +221,7 @@ def _write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _write_openvino(module: nn.Module, example: Tensor, path: Path) -> None:
-    [openvino] = _need("openvino", "openvino")
+    [openvino] = require("openvino", "openvino")
     shape = openvino.PartialShape([-1, example.shape[1], -1, -1, -1])
     model = openvino.convert_model(module, example_input=(example,), input=[shape])
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -234,7 +233,7 @@ def _write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    [onnxruntime] = _need("onnx", "onnxruntime")
+    [onnxruntime] = require("onnx", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = _opened(path, lambda: onnxruntime.InferenceSession(
@@ -244,7 +243,7 @@ def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _open_openvino(path: Path) -> Callable[[Tensor], Tensor]:
-    [openvino] = _need("openvino", "openvino")
+    [openvino] = require("openvino", "openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = _opened(path, lambda: _openvino_core(openvino).compile_model(path, "CPU", settings))
 
@@ -289,13 +288,6 @@ def _opened(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:  # whatever an engine raises at foreign bytes
         raise UserError(f"{path}: cannot be opened ({type(error).__name__}); export it again") from error
-
-
-def _need(extra: str, *names: str) -> list[ModuleType]:
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ImportError as error:
-        raise UserError(f'{error.name} is not installed: pip install "rare-lightning[{extra}]"') from error
 
 
 def _noise(network: MultiResolutionNetwork, level: int, channels: int, size: Size3) -> Tensor:

@@ -13,8 +13,10 @@ class Scores(NamedTuple):
 
     Attributes:
         dice: Overlap in 0..1; undefined if the class is absent from both, 0 if absent from one.
-        hd95_mm: 95th percentile of the symmetric surface distance, in mm; undefined if either is empty.
-        nsd: Normalised surface Dice at the tolerance, in 0..1; undefined and 0 as Dice.
+        hd95_mm: 95th percentile of the distances from one surface to the other, in mm, the larger of the two
+            directions; undefined if either is empty.
+        nsd: Normalised surface Dice: share of both surfaces together that lies within the tolerance of the other, in
+            0..1; undefined and 0 as Dice.
         volume_diff: (predicted - true) / true volume; undefined if the truth is empty.
     """
 

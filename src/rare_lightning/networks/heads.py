@@ -26,7 +26,7 @@ class SubVoxelHead(nn.Module):
         out_channels: Classes.
         stride: Of the level, in base voxels per axis.
         normalization: Of the 3x3x3 block.
-        activation: Of the same.
+        activation: Of the 3x3x3 block.
     """
 
     def __init__(

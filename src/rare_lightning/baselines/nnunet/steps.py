@@ -132,24 +132,14 @@ def steps_of(folders: Folders, scans: Mapping[Feed, Sequence[str]]) -> list[Step
     """
     settings = folders.settings
     dataset, configuration, workers = str(DATASET_ID), settings.configuration, str(settings.num_workers)
+    in_processes = ("-np", workers, "-npfp", workers)
     started = (folders.fold / "checkpoint_latest.pth").is_file()
     trained = ["-tr", TRAINER, "-device", settings.device]
     steps = [
         Step(
             "preprocess",
             # --clean: what an interrupted run left would be taken for a whole.
-            (
-                "nnUNetv2_plan_and_preprocess",
-                "-d",
-                dataset,
-                "-c",
-                configuration,
-                "-np",
-                workers,
-                "-npfp",
-                workers,
-                "--clean",
-            ),
+            (*["nnUNetv2_plan_and_preprocess", "--clean", "-d"], dataset, "-c", configuration, *in_processes),
             (folders.preprocessed / f"{PLANS}.json",),
         ),
         Step(
