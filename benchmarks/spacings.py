@@ -22,10 +22,10 @@ from common import arguments, mean_dice_of, save, tested_scans
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.geometry import Geometry, Spacing
 from rare_lightning.data.resampling import resample
+from rare_lightning.data.routing import RoutingStrategy, route
 from rare_lightning.data.scans import Scan
 from rare_lightning.evaluation.tables import markdown_table, mean_defined
 from rare_lightning.inference import Segmenter
-from rare_lightning.inference.routing import RoutingStrategy, route
 
 ISOTROPIC: list[float] = [1, 1.15, 1.3, 1.5, 1.7, 2, 2.35, 2.7, 3, 3.4, 4, 4.6, 5.4, 6, 6.8, 8]
 ANISOTROPIC: list[Spacing] = [(1, 1, 2), (1, 1, 3), (1, 1, 4), (1, 1, 6), (1, 1, 8), (2, 2, 4), (2, 2, 8)]

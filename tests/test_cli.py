@@ -323,7 +323,7 @@ def test_nnunet_is_planned_from_what_it_is_trained_with(phantom, tmp_path):
     for path in (root / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr") for name in tested):
         scan = nib.load(path)
         nib.save(nib.Nifti1Image(scan.get_fdata(), scan.affine * [[2], [2], [2], [1]]), path)
-    (tmp_path / "splits.json").write_text(json.dumps({"train": known[:1], "val": known[1:]}))
+    (tmp_path / "splits.json").write_text(json.dumps([{"train": known[:1], "val": known[1:]}]))
     words = [*NNUNET, "--data.splits_file", str(tmp_path / "splits.json"), "--trainer.limit_train_batches", "1"]
     assert fit(root, tmp_path / "run", *words, "--data.batch_size", "1") == 0
     planned = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["network"]["init_args"]

@@ -88,6 +88,53 @@ def test_everything_is_written_and_the_better_method_found(runs, tmp_path, capsy
         assert imread(tmp_path / "out" / f"{name}.png").std() > 0
 
 
+def test_methods_are_compared_at_the_levels_that_all_were_tested_at(tmp_path, capsys):
+    """As a tool that was made for one resolution."""
+    one, other = write_run(tmp_path / "a", 0.8, levels=3), write_run(tmp_path / "b", 0.6, seed=1, levels=1)
+    code, record = compare(tmp_path / "out", one, other)
+    assert code == 0
+    assert list(record["levels"]) == ["0"]
+    assert "Levels 1, 2 are left out, which the tests of b lack." in capsys.readouterr().out
+    assert "Levels 1, 2 are left out" in (tmp_path / "out" / "comparison.md").read_text()
+    alone = compare(tmp_path / "alone", keep(one, lambda row: row.level == 0), other)[1]
+    assert [m["mean"] for m in record["means"]] == [m["mean"] for m in alone["means"]]
+
+
+def keep(folder, wanted):
+    """Take from a test all rows but the wanted ones."""
+    path = folder / "test" / "cases.csv"
+    write_cases([row for row in read_cases(path) if wanted(row)], path)
+    return folder
+
+
+def coarse(folder, cases):
+    """Take from a test level 0 of the first cases."""
+    return keep(folder, lambda row: int(row.case[-2:]) >= cases or row.level > 0)
+
+
+def test_scans_that_are_coarser_than_a_level_lack_it_in_all_methods(tmp_path, capsys):
+    one, other = (coarse(write_run(tmp_path / n, d, seed=i), 4) for i, (n, d) in enumerate((("a", 0.8), ("b", 0.6))))
+    code, record = compare(tmp_path / "out", one, other)
+    assert code == 0
+    assert len(record["cases"]) == 12
+    assert {mean["undefined"] for mean in record["means"]} == {0}
+    tests = {(d["truth"], d["level"]): d["cases"] for d in record["differences"]}
+    assert (tests["level", "0"], tests["fine", "1"], tests["fine", "mean"]) == (8, 12, 12)
+    summary = summarize(read_cases(one / "test" / "cases.csv"))
+    assert [entry["cases"] for entry in summary["fine"]["levels"].values()] == [8, 12]
+    means = {tuple(m[k] for k in ("score", "method", "truth", "level", "class")): m["mean"] for m in record["means"]}
+    assert means["dice", "a", "fine", "0", "mean"] == pytest.approx(summary["fine"]["levels"]["0"]["mean"]["dice"])
+    assert compare(tmp_path / "no", one, write_run(tmp_path / "c", 0.7)) == (1, None)
+    message = "different levels of cases: a lacks case_00 at level 0, case_01 at level 0, "
+    assert message in capsys.readouterr().err
+
+
+def test_methods_without_a_level_in_common_are_refused(tmp_path, capsys):
+    one, other = write_run(tmp_path / "a", levels=1), coarse(write_run(tmp_path / "b"), 12)
+    assert compare(tmp_path / "out", one, other) == (1, None)
+    assert "no level is common to all: a at 0; b at 1. To compare them" in capsys.readouterr().err
+
+
 def test_an_earlier_test_of_a_run_is_of_the_run_too(runs):
     earlier = shutil.move(runs[0] / "test", runs[0] / "test-2")
     _, method = read_methods([str(runs[1]), str(earlier)])
@@ -241,7 +288,6 @@ def test_too_few_cases_are_said_to_tell_nothing(tmp_path):
     [
         ({"cases": 5}, "different cases: other lacks case_05, case_06, case_07, ... (7 in all). To compare them, test"),
         ({"cases": 13}, "good lacks case_12. "),
-        ({"levels": 3}, "different levels: good lacks 2. To compare them, train both with the same data.levels"),
         ({"classes": ("x", "z")}, "different classes: other lacks y; good lacks z. "),
         ({"spacing": 0.5}, "case case_00 at level 0 is 1x1x1 mm in good and 0.5x0.5x0.5 mm in other. "),
         ({"protocol": {**PROTOCOL, "nsd_tolerance_mm": 2.0}}, "nsd_tolerance_mm is 1.0 and 2.0. To compare them"),

@@ -29,6 +29,7 @@ from rare_lightning.inference.windows import segment_level
 from rare_lightning.metrics.running_dice import RunningDice
 from rare_lightning.networks import DeepLogits, MultiResolutionNetwork, Prediction, Pyramid
 from rare_lightning.objectives import MultiResolutionLoss
+from rare_lightning.processes import gather
 from rare_lightning.schedules import Schedule, Scheduler
 
 LevelCycle = list[list[int]] | Literal["nested", "each"] | None
@@ -161,7 +162,9 @@ class SegmentationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell processes that share gradients not to wait for those of levels that a batch leaves out."""
-        if isinstance(self.trainer.strategy, DDPStrategy) and self.level_cycle != [list(self.levels)]:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        all_levels = self.level_cycle == [list(self.levels)] and not getattr(data, "lacks_levels", False)
+        if isinstance(self.trainer.strategy, DDPStrategy) and not all_levels:
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -174,7 +177,10 @@ class SegmentationModule(L.LightningModule):
         """
         # The same in every process, and in a run that was interrupted. Epochs count on, as one may end within a cycle.
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        levels = self.level_cycle[batches % len(self.level_cycle)]
+        planned = self.level_cycle[batches % len(self.level_cycle)]
+        # What scans show none of, theirs that is the nearest stands for.
+        there = self._levels_of(batch)
+        levels = [level for level in planned if level in there] or there[:1]
         with _explained(batch, ". Set a larger data.patch_size, or a smaller data.depth"):
             prediction = self({level: batch["image"][level] for level in levels})
         targets = self._targets(batch, levels)
@@ -197,38 +203,39 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log Dice of the epoch's training patches, augmented as they were, of every ``log_every_n_steps``-th cycle."""
-        self._log_dice(self.train_dice, "train", self.train_levels)
+        self._log_dice(self.train_dice, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Objective and Dice over all levels, of the voxels that are no padding."""
+        """Objective and Dice over the levels that the scan is seen at, of the voxels that are no padding."""
         counted = int((~batch["again"]).sum())
         parts: dict[str, Tensor] = {}
         # In windows each level runs alone anyway, and of large volumes no two levels' answers fit into memory.
-        for levels in [list(self.levels)] if self.window_size is None else [[level] for level in self.levels]:
+        there = self._levels_of(batch)
+        for levels in [there] if self.window_size is None else [[level] for level in there]:
             with _explained(batch):
                 prediction = self._predict_whole({level: batch["image"][level] for level in levels})
             within, targets = self._without_padding(prediction, batch)
             found = self.objective(within, targets, self.current_epoch)
-            loss = found["loss"] * self.objective.share(levels, self.levels)
+            loss = found["loss"] * self.objective.share(levels, there)
             parts |= {**found, "loss": parts.get("loss", 0) + loss}
             self._update_dice(self.val_dice, within.logits, targets, counted)
         for name, value in parts.items():
-            if name not in self.val_losses:
-                self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
-            self.val_losses[name].update(value, counted)
+            self._val_loss(name).update(value, counted)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
-        for name, mean in self.val_losses.items():
+        for name in sorted(set().union(*gather({*self.val_losses}))):  # the scans of a process may lack a level
+            mean = self._val_loss(name)
+            mean.update(0.0, 0)
             self.log(f"val/{name}", mean.compute())
             mean.reset()
-        self._log_dice(self.val_dice, "val", self.levels)
+        self._log_dice(self.val_dice, "val")
 
     def test_step(  # type: ignore[override]  # outputs go to callbacks as they are
         self, batch: Batch, batch_idx: int
     ) -> list[LevelResult]:
-        """One case alone at each level, as at inference, scored against both truths."""
-        return [self._test_level(batch, level) for level in self.levels]
+        """One case alone at each level that it is seen at, as at inference, scored against both truths."""
+        return [self._test_level(batch, level) for level in self._levels_of(batch)]
 
     def predict_first_case(self, batch: Batch, level: int) -> tuple[Tensor, dict[Truth, Tensor], dict[Truth, Tensor]]:
         """The first case of a batch at one level, its labels, and the network's answer; all without padding.
@@ -310,6 +317,9 @@ class SegmentationModule(L.LightningModule):
         }
         return Prediction(logits, {}, {})
 
+    def _levels_of(self, batch: Batch) -> list[int]:
+        return [level for level in self.levels if level in batch["image"]]
+
     def _targets(self, batch: Batch, levels: Sequence[int]) -> Pyramid:
         """Labels on the grids that the heads answer on."""
         return {level: batch["label"][0 if self.network.answer_grid == "base" else level] for level in levels}
@@ -338,12 +348,17 @@ class SegmentationModule(L.LightningModule):
             # torch's argmax over a strided axis takes five times as long as its max.
             metric.update(answer[:counted].detach().max(dim=1).indices, targets[level][:counted])
 
-    def _log_dice(self, metrics: nn.ModuleDict, stage: str, levels: Sequence[int]) -> None:
+    def _val_loss(self, name: str) -> MeanMetric:
+        if name not in self.val_losses:
+            self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
+        return self.val_losses[name]
+
+    def _log_dice(self, metrics: nn.ModuleDict, stage: str) -> None:
         means = []
-        for level in levels:
+        called = set().union(*gather({level for level in self.levels if metrics[str(level)].update_called}))
+        for level in sorted(called):  # others were in no batch of the epoch
             metric: Any = metrics[str(level)]
-            if not metric.update_called:  # no batch of the epoch had this level
-                continue
+            metric.update([], [])  # where they were in batches of other processes alone
             by_class = metric.compute().reshape(-1)  # torchmetrics drops the axis of a single class
             metric.reset()
             for name, dice in zip(self.class_names[1:], by_class, strict=True):

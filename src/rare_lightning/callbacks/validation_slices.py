@@ -44,7 +44,7 @@ class ValidationSlices(L.Callback):
         assert isinstance(pl_module, SegmentationModule)
         base_spacing = batch["spacing"][0]
         pieces = []
-        for level in pl_module.levels:
+        for level in sorted(batch["image"]):
             image, truths, predictions = pl_module.predict_first_case(batch, level)
             spacing = level_spacing(base_spacing, pl_module.network.level_stride(level))
             pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], base_spacing))

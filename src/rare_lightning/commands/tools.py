@@ -1,6 +1,7 @@
 """The commands that need no LightningCLI: one function each, whose arguments are the command's words."""
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
@@ -11,12 +12,16 @@ from rare_lightning.commands.inference import benchmark, export, predict
 from rare_lightning.commands.models import models
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
+from rare_lightning.data.geometry import format_spacing, read_geometry
 from rare_lightning.data.integrity import cases_by_class, check_cases
 from rare_lightning.data.task import read_task
 
+MANY = 8
+"""Spacings that are listed."""
+
 
 def check_data(root: str) -> None:
-    """Check every case of a task, list all problems, and count the cases that have each class.
+    """Check every case of a task, list all problems, and count the cases of each class and each spacing.
 
     Args:
         root: Folder with dataset.json.
@@ -29,6 +34,10 @@ def check_data(root: str) -> None:
     print(f"{root}: {len(task.cases)} cases, no problems")
     for name, count in cases_by_class(task).items():
         print(f"  {name}: in {count or 'no'} case{'' if count == 1 else 's'}")
+    spacings = Counter(format_spacing(read_geometry(str(case.images[0])).canonical_spacing) for case in task.cases)
+    listed = ", ".join(f"{mm} mm in {count}" for mm, count in spacings.most_common(MANY))
+    others = f", and {len(spacings) - MANY} others" if len(spacings) > MANY else ""
+    print(f"  spacings: {listed}{others}")
 
 
 # Words that take lists, which jsonargparse would want in brackets.

@@ -1,5 +1,6 @@
 """LightningDataModule for Decathlon tasks: check, preprocess once, train on patches, evaluate whole volumes."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import inf
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torchio as tio
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,15 +20,17 @@ from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.download import find_task
+from rare_lightning.data.geometry import format_spacing, read_geometry
 from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
+from rare_lightning.data.routing import route
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, regions_of
 from rare_lightning.errors import UserError, few
-from rare_lightning.networks.grids import Size3, level_stride, stage_strides
+from rare_lightning.networks.grids import Size3, Spacing, level_spacing, level_stride, stage_strides
 from rare_lightning.provenance import run_seed
 
 Batch = dict[str, Any]
@@ -47,6 +51,9 @@ class DecathlonDataModule(L.LightningDataModule):
         foreground: Voxels the normalisation looks at: ``nonzero``, ``otsu`` or ``all``. A window needs none.
         label_downsampling: ``majority``, ``nearest``, or ``corner``, the published code's shifted labels, to show their
             effect.
+        upsample: Bring scans that are coarser than a level up to it, for training and test, as other tools do. By
+            default a scan is seen at the level that ``rare predict`` enters it at (``--routing detail``) and at coarser
+            ones.
         augmentation: TorchIO transforms, applied in order to training patches.
         random_spacing: Lets training images have spacings between the levels and coarse axes, see its class.
         patch_size: Training patch in base voxels; None for whole volumes, padded to the largest of their batch.
@@ -80,6 +87,7 @@ class DecathlonDataModule(L.LightningDataModule):
         normalize: Normalize = "zscore",
         foreground: Foreground = "nonzero",
         label_downsampling: LabelDownsampling = "majority",
+        upsample: bool = False,
         augmentation: list[tio.Transform] | None = None,
         random_spacing: RandomSpacing = EXACT,
         patch_size: list[int] | None = None,
@@ -125,6 +133,7 @@ class DecathlonDataModule(L.LightningDataModule):
         self.normalize = normalize
         self.foreground = foreground
         self.label_downsampling = label_downsampling
+        self.upsample = upsample
         self.augmentation = tio.Compose(augmentation) if augmentation else None
         self.random_spacing = random_spacing
         self.patches_per_case = patches_per_case
@@ -145,6 +154,7 @@ class DecathlonDataModule(L.LightningDataModule):
         self._split: Split | None = None
         self._left_out: tuple[str, ...] = ()  # by a checkpoint's split
         self._preprocessing: Preprocessing | None = None
+        self._spacings: dict[str, Spacing] = {}
 
     @property
     def split(self) -> Split:
@@ -174,6 +184,21 @@ class DecathlonDataModule(L.LightningDataModule):
         """Cases of the task in order of their id."""
         wanted = set(case_ids)
         return tuple(case for case in self.task.cases if case.case_id in wanted)
+
+    def finest_level(self, case: Case) -> int:
+        """Level that a scan is seen from on; 0 for all with ``upsample``.
+
+        Raises:
+            UserError: If its header cannot be read.
+        """
+        if self.upsample:
+            return 0
+        return route(self._spacing_of(case), self.preprocessing.spacing, dict(enumerate(self.strides))).level
+
+    @property
+    def lacks_levels(self) -> bool:
+        """Whether some training scan is not seen at every level."""
+        return any(self.finest_level(case) for case in self.cases_of(self.split.train))
 
     def typical_size(self) -> Size3:
         """Of what a network is trained with, in base voxels: the patch, or the median case.
@@ -208,10 +233,11 @@ class DecathlonDataModule(L.LightningDataModule):
         Patches and their order follow from the seed of ``seed_everything`` (0 without), alike in all processes.
 
         Raises:
-            UserError: If there are fewer patches than one step takes.
+            UserError: If there are fewer patches than one step takes, or no scan is seen at level 0.
         """
         seed = run_seed() or 0
         cases = self._cached(self.split.train)
+        self._say_what_resolutions_train(cases.finest_levels)
         seen = set().union(*(case.classes for case in cases.cases))
         if unseen := [name for value, name in enumerate(self.task.classes) if value > 0 and value not in seen]:
             rank_zero_info(f"{self.root}: no training case has {few(unseen)}, which the network will not learn")
@@ -298,6 +324,42 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"Using the preprocessing of the checkpoint: {saved}")
         self._preprocessing = saved
 
+    def _spacing_of(self, case: Case) -> Spacing:
+        """Of a scan as it is, in mm per canonical axis."""
+        if case.case_id not in self._spacings:
+            self._spacings[case.case_id] = read_geometry(str(case.images[0])).canonical_spacing
+        return self._spacings[case.case_id]
+
+    def _say_what_resolutions_train(self, finest_levels: Sequence[int]) -> None:
+        """Where training scans differ in resolution.
+
+        Raises:
+            UserError: If none is seen at level 0.
+        """
+        base = self.preprocessing.spacing
+        if min(finest_levels) > 0:
+            raise UserError(
+                f"{self.root}: no training scan is as fine as level 0 of {format_spacing(base)} mm, which would not be "
+                "trained. Give a coarser data.spacing, or bring the scans up by data.upsample true"
+            )
+        spacings = [self._spacing_of(case) for case in self.cases_of(self.split.train)]
+        finest, coarsest = np.min(spacings, axis=0), np.max(spacings, axis=0)
+        if not np.allclose(finest, coarsest, rtol=0.1):
+            chosen = " (their median; data.spacing chooses another)" if self.spacing is None else ""
+            rank_zero_info(
+                f"{self.root}: training scans of {format_spacing(finest)} to {format_spacing(coarsest)} mm; level 0 is "
+                f"{format_spacing(base)} mm{chosen}"
+            )
+        counts = Counter(finest_levels)
+        if coarser := [
+            f"{counts[level]} from level {level} ({format_spacing(level_spacing(base, self.strides[level]))} mm)"
+            for level in sorted(counts.keys() - {0})
+        ]:
+            rank_zero_info(
+                f"{self.root}: {counts[0]} of {len(finest_levels)} training scans train all levels, "
+                f"{' and '.join(coarser)} on, which they enter at. data.upsample true brings them up to level 0"
+            )
+
     def _checked_patch(self, patch_size: list[int] | None) -> Size3 | None:
         if patch_size is None:
             return None
@@ -318,12 +380,13 @@ class DecathlonDataModule(L.LightningDataModule):
         return cached is not None and cached.fits(self.task)
 
     def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
-        cases = []
-        for case in self.cases_of(case_ids):
-            cached = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
+        cases = self.cases_of(case_ids)
+        cached = []
+        for case in cases:
+            found = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
-            cases.append(cached or write_cached(case, self.preprocessing, self.strides, self.cache_dir))
-        return NormalizedCases(cases, self.preprocessing)
+            cached.append(found or write_cached(case, self.preprocessing, self.strides, self.cache_dir))
+        return NormalizedCases(cached, self.preprocessing, [self.finest_level(case) for case in cases])
 
     def _processes(self) -> tuple[int, int]:
         """How many processes the run has, and which this is."""

@@ -22,11 +22,15 @@ class NormalizedCases:
     Args:
         cases: Cached cases.
         preprocessing: Normalises them.
+        finest_levels: Level that each is seen from on; 0 by default.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, cases: Sequence[CachedCase], preprocessing: Preprocessing, finest_levels: Sequence[int] | None = None
+    ) -> None:
         self.cases = list(cases)
         self.preprocessing = preprocessing
+        self.finest_levels = [0] * len(self.cases) if finest_levels is None else list(finest_levels)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -35,7 +39,8 @@ class NormalizedCases:
         """A window of a case, copied into memory; the whole case by default.
 
         Returns:
-            ``image`` (C, D, H, W) as level 0 sees it, ``label`` (1, D, H, W), ``case`` and its ``statistics``.
+            ``image`` (C, D, H, W) as level 0 sees it, ``label`` (1, D, H, W), ``case``, its ``statistics`` and
+            ``finest_level``.
         """
         case, where = self.cases[index], (slice(None), *window)
         statistics = case.statistics
@@ -43,6 +48,7 @@ class NormalizedCases:
         subject = as_subject(image, np.array(case.label[where]), case.affine)
         subject["case"] = case.case_id
         subject["statistics"] = statistics
+        subject["finest_level"] = self.finest_levels[index]
         return subject
 
 

@@ -108,14 +108,15 @@ def make_pyramid(
     strides: Sequence[Size3],
     random_spacing: RandomSpacing = EXACT,
     preprocessing: Preprocessing | None = None,
+    finest_level: int = 0,
 ) -> dict[int, Tensor]:
-    """Images ``(C, D_l, H_l, W_l)`` by level, for the cumulative stride of each.
+    """Images ``(C, D_l, H_l, W_l)`` by level from the finest on, for the cumulative stride of each.
 
     With ``preprocessing``, each level is normalised by the ``statistics`` of its scan that the subject holds: a scan of
     low resolution has no others at inference.
     """
     images = {}
-    for level, stride in enumerate(strides):
+    for level, stride in list(enumerate(strides))[finest_level:]:
         if random_spacing == EXACT:
             down = subject if level == 0 else ToLevelGrid(stride, include=["image"])(subject)
             image, octaves = down.image.data.float(), 0.0
@@ -165,18 +166,19 @@ class PyramidCollate:
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label``, a :class:`LabelPyramid`, and what was noted.
 
-        Noted are ``case``, its id, for the way back ``shape``, voxels before padding, and ``spacing``, mm; and whether
-        it is there ``again``, only so that processes keep step.
+        Levels are those that all subjects are seen at. Noted are ``case``, its id, for the way back ``shape``, voxels
+        before padding, and ``spacing``, mm; and whether it is there ``again``, only so that processes keep step.
         """
         largest = [max(sizes) for sizes in zip(*(subject.spatial_shape for subject in subjects), strict=True)]
         size = round_up(largest, self.strides[-1])
+        finest = max(subject.get("finest_level", 0) for subject in subjects)
         items = []
         for subject in subjects:
             shape = subject.spatial_shape
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
-                images = make_pyramid(subject, self.strides, self.random_spacing, self.preprocessing)
+                images = make_pyramid(subject, self.strides, self.random_spacing, self.preprocessing, finest)
             items.append(
                 {
                     "image": images,

@@ -1,12 +1,13 @@
 """Tests of several methods on the same cases -> their means with intervals, and paired tests against the first one."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from rare_lightning.evaluation.methods import Method, refuse_different, shared_truths
+from rare_lightning.evaluation.methods import Method, refuse_different, shared_levels, shared_truths
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Truth
 from rare_lightning.evaluation.statistics import (
     Array,
@@ -59,14 +60,14 @@ class Difference(NamedTuple):
 
 
 class Comparison:
-    """Methods that were tested on the same cases, levels and classes, by the same protocol.
+    """Methods that were tested on the same cases and classes, by the same protocol, and at some of the same levels.
 
     Args:
         methods: The first is the reference.
 
     Attributes:
         cases: Case ids.
-        levels: Level, and ``mean`` at last -> spacing in mm, or its median.
+        levels: Those that all methods were tested at, and ``mean`` at last -> spacing in mm, or its median.
         classes: Foreground classes in the reference's order, and ``mean`` at last if there are several.
         truths: Those that all methods were scored against, ``fine`` last.
         means: By score, method, truth, level and class.
@@ -80,25 +81,40 @@ class Comparison:
         refuse_different(methods)
         self.methods = list(methods)
         self.names = [method.name for method in methods]
-        rows = methods[0].rows
+        levels = shared_levels(methods)
+        rows = [row for row in methods[0].rows if row.level in levels]
         self.cases = sorted({row.case for row in rows})
         self.truths = shared_truths(methods)
-        by_level = {level: [row for row in rows if row.level == level] for level in sorted({row.level for row in rows})}
+        by_level = {level: [row for row in rows if row.level == level] for level in levels}
         self.levels = {str(level): spacing_of(of_level) for level, of_level in by_level.items()}
         classes = list(dict.fromkeys(row.class_name for row in rows))
         keys = list(product(self.names, self.truths, map(int, self.levels), classes, self.cases))
         found = {(m.name, r.truth, r.level, r.class_name, r.case): r.scores for m in methods for r in m.rows}
+        nothing = [math.nan] * len(Scores._fields)  # of a scan that is coarser than the level
         shape = (len(methods), len(self.truths), len(self.levels), len(classes), len(self.cases), len(Scores._fields))
-        scores = np.moveaxis(np.array([found[key] for key in keys], dtype=float).reshape(shape), -1, 0)
+        scores = np.moveaxis(np.array([found.get(key, nothing) for key in keys], dtype=float).reshape(shape), -1, 0)
         self.levels[MEAN] = ""
         self.classes = [*classes, MEAN] if len(classes) > 1 else classes
+        self._lacking = np.array(
+            [len(self.cases) - len({row.case for row in of_level}) for of_level in by_level.values()]
+        )
         self._dice: Array = scores[Scores._fields.index("dice")]
         self.means = self._means(scores)
         self.differences = self._differences()
 
     @property
     def left_out(self) -> str:
-        """A sentence on the truth that some methods lack; empty if there is none."""
+        """Sentences on the truth and the levels that some methods lack; empty if there is none."""
+        return " ".join(filter(None, [self._truth_left_out(), self._levels_left_out()]))
+
+    def _levels_left_out(self) -> str:
+        known = {method.name: {row.level for row in method.rows} for method in self.methods}
+        others = sorted(set().union(*known.values()) - {int(level) for level in self.levels if level != MEAN})
+        lacking = [name for name, levels in known.items() if not levels.issuperset(others)]
+        listed = f"Level {others[0]} is" if len(others) == 1 else f"Levels {', '.join(map(str, others))} are"
+        return f"{listed} left out, which the tests of {', '.join(lacking)} lack." if others else ""
+
+    def _truth_left_out(self) -> str:
         for truth in TRUTHS:
             lacking = [method.name for method in self.methods if truth not in method.truths]
             if 0 < len(lacking) < len(self.methods):
@@ -129,7 +145,7 @@ class Comparison:
         cases = len(self.cases)
         means = self._with_means(mean_over_cases(scores, np.ones((1, cases))))[0]
         low, high = interval(self._with_means(mean_over_cases(scores, resample_counts(cases))))
-        undefined = np.isnan(scores).sum(-1)
+        undefined = np.isnan(scores).sum(-1) - self._lacking[:, None]
         if MEAN in self.classes:
             undefined = np.concatenate([undefined, undefined.sum(-1, keepdims=True)], axis=-1)
         undefined = np.concatenate([undefined, undefined.sum(-2, keepdims=True)], axis=-2)

@@ -46,6 +46,7 @@ def _write_montage(comparison: Comparison, case: str, folder: Path) -> list[str]
     for method in comparison.methods:
         try:
             pieces, class_names = read_slices(method.slices, case)
+            pieces = [piece for piece in pieces if str(piece.level) in comparison.levels]
         except UserError:
             left_out.append(method.name)
             continue

@@ -44,15 +44,24 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
 def plot_montage(
     cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str], path: Path | IO[bytes]
 ) -> None:
-    """Rows: levels. Columns: image, truth, prediction, for each titled case."""
-    rows = len(cases[0][1])
+    """Rows: levels. Columns: image, truth, prediction, for each titled case; empty at levels that it lacks."""
+    levels = sorted({piece.level for _, slices in cases for piece in slices})
+    rows, unnamed = len(levels), set(levels)
     figure = Figure(figsize=(2.1 * 3 * len(cases) + 1.2, 2.2 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, 3 * len(cases), squeeze=False)
     for block, (title, slices) in enumerate(cases):
-        for axes_row, piece in zip(grid[:, 3 * block : 3 * block + 3], slices, strict=True):
+        of_level = {piece.level: piece for piece in slices}
+        for axes_row, level in zip(grid[:, 3 * block : 3 * block + 3], levels, strict=True):
+            if (piece := of_level.get(level)) is None:
+                for axes in axes_row:
+                    axes.set(xticks=[], yticks=[])
+                    axes.spines[:].set_visible(False)
+                continue
             for axes, overlay in zip(axes_row, (None, piece.truth, piece.prediction), strict=True):
                 show_slice(axes, piece, overlay, len(class_names))
-            axes_row[0].set_ylabel(f"level {piece.level}\n{piece.spacing} mm" if block == 0 else "")
+            if level in unnamed:
+                axes_row[0].set_ylabel(f"level {level}\n{piece.spacing} mm")
+                unnamed.remove(level)
             axes_row[2].set_xlabel(f"Dice {piece.dice:.3f}")
         for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
             axes.set_title(heading, fontsize=9)

@@ -108,15 +108,15 @@ def _summary_beside(cases: Path) -> dict[str, Any]:
 
 
 def _refuse_incomplete(path: Path, rows: Sequence[Row]) -> None:
-    """Every case must have one line for every level, truth and class, and one spacing at every level."""
+    """Every case must have one line for every truth and class, and one spacing, at each level that it has."""
     if not rows:
         raise UserError(f"{path}: holds no cases")
     keys = [(row.case, row.level, row.truth, row.class_name) for row in rows]
-    cases, levels, truths, classes = (list(dict.fromkeys(column)) for column in zip(*keys, strict=True))
+    _, _, truths, classes = (list(dict.fromkeys(column)) for column in zip(*keys, strict=True))
     seen = set(keys)
-    for key in product(cases, levels, truths, classes):
-        if key not in seen:
-            raise UserError(f"{path}: has no line for case {key[0]}, level {key[1]}, truth {key[2]}, class {key[3]}")
+    for (case, level), truth, name in product(dict.fromkeys(key[:2] for key in keys), truths, classes):
+        if (case, level, truth, name) not in seen:
+            raise UserError(f"{path}: has no line for case {case}, level {level}, truth {truth}, class {name}")
     if len(seen) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise UserError(f"{path}: has two lines for case {twice[0]}, level {twice[1]}, truth {twice[2]}, {twice[3]}")
@@ -131,21 +131,36 @@ def shared_truths(methods: Sequence[Method]) -> list[Truth]:
     return [truth for truth in TRUTHS if all(truth in method.truths for method in methods)]
 
 
+def shared_levels(methods: Sequence[Method]) -> list[int]:
+    """Those that all methods were tested at: a tool for one resolution may know level 0 only."""
+    return sorted(set.intersection(*({row.level for row in method.rows} for method in methods)))
+
+
 def refuse_different(methods: Sequence[Method]) -> None:
     """Refuse methods whose tables cannot be laid beside the first one's.
 
     Raises:
-        UserError: If they differ in cases, levels, classes, spacings or protocol, or have no truth in common.
+        UserError: If they differ in cases, classes, spacings or protocol, or have no truth or level in common.
     """
-    truths = shared_truths(methods)
+    truths, levels = shared_truths(methods), shared_levels(methods)
     if not truths:
         scored = "; ".join(f"{method.name} against {', '.join(sorted(method.truths))}" for method in methods)
         raise UserError(f"no truth is common to all: {scored}. To compare them, score all by rare evaluate")
+    if not levels:
+        tested = "; ".join(f"{m.name} at {', '.join(map(str, sorted({r.level for r in m.rows})))}" for m in methods)
+        raise UserError(f"no level is common to all: {tested}. To compare them, test all at some of the same levels")
     one = methods[0]
     for other in methods[1:]:
+        spacings, other_spacings = (
+            {(case, level): mm for (case, level), mm in method.spacings.items() if level in levels}
+            for method in (one, other)
+        )
+        at_levels, others_at = (
+            {f"{case} at level {level}" for case, level in each} for each in (spacings, other_spacings)
+        )
         for what, advice, mine, theirs in (
             ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
-            ("levels", "train both with the same data.levels", *_columns(one, other, "level")),
+            ("levels of cases", "test both with the same data.spacing and data.upsample", at_levels, others_at),
             ("classes", "test both on the same task and data.regions", *_columns(one, other, "class_name")),
         ):
             if mine != theirs:
@@ -158,10 +173,9 @@ def refuse_different(methods: Sequence[Method]) -> None:
                     f"{one.name} and {other.name} were tested on different {what}: {'; '.join(lacks)}. To compare "
                     f"them, {advice}"
                 )
-        spacings = other.spacings
-        for (case, level), spacing in one.spacings.items():
-            if not same_spacing(spacing, spacings[case, level]):
-                mm, other_mm = format_spacing(spacing), format_spacing(spacings[case, level])
+        for (case, level), spacing in spacings.items():
+            if not same_spacing(spacing, other_spacings[case, level]):
+                mm, other_mm = format_spacing(spacing), format_spacing(other_spacings[case, level])
                 raise UserError(
                     f"case {case} at level {level} is {mm} mm in {one.name} and {other_mm} mm in {other.name}. To "
                     "compare them, train both with the same data.spacing and data.strides"

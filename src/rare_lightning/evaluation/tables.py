@@ -97,7 +97,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
             by_class = {name: _mean_over_cases(of_class) for name, of_class in classes.items()}
             mean = {score: mean_defined(entry[score] for entry in by_class.values()) for score in Scores._fields}
             spacing = spacing_of(chain.from_iterable(classes.values()))
-            levels[str(level)] = {"spacing_mm": spacing, "classes": by_class, "mean": mean}
+            cases = len(next(iter(classes.values())))
+            levels[str(level)] = {"spacing_mm": spacing, "cases": cases, "classes": by_class, "mean": mean}
         overall = {score: mean_defined(entry["mean"][score] for entry in levels.values()) for score in Scores._fields}
         summary[truth] = {"levels": levels, "mean": overall}
     return summary
@@ -152,6 +153,8 @@ def terminal_table(summary: dict[str, Any], truth: Truth) -> Table:
     table.add_column("mean", justify="right", no_wrap=True)
     for name in next(iter(levels.values()))["classes"]:
         table.add_row(f"Dice {escape(name)}", *(f"{entry['classes'][name]['dice']:.3f}" for entry in levels.values()))
+    if any(entry["cases"] < summary["cases"] for entry in levels.values()):
+        table.add_row("cases", *(str(entry["cases"]) for entry in levels.values()))
     table.add_section()
     columns = [_formatted(scores) for scores in (*(entry["mean"] for entry in levels.values()), summary[truth]["mean"])]
     for heading, *cells in zip(("Dice", "HD95 (mm)", "NSD", "volume diff."), *columns, strict=True):

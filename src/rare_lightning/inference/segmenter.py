@@ -20,13 +20,13 @@ from rare_lightning.data.geometry import Geometry, format_spacing, geometry_of_a
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
+from rare_lightning.data.routing import Route, RoutingStrategy, route
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan, refuse_non_finite
 from rare_lightning.data.voxels import channels_of, reason
 from rare_lightning.errors import UserError
 from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
 from rare_lightning.inference.mirroring import flipped_axes, mirror_images
-from rare_lightning.inference.routing import Route, RoutingStrategy, route
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, round_up, triple
@@ -95,7 +95,7 @@ class Segmenter:
 
     Args:
         checkpoints: Written by ``rare fit`` or ``rare export``; all for the same channels, classes and preprocessing.
-        routing: How the entry level is chosen, see :func:`~rare_lightning.inference.routing.route`.
+        routing: How the entry level is chosen, see :func:`~rare_lightning.data.routing.route`.
         mirror: Average over the answers to the scan and its mirror images, along the axes that training flipped
             (``torchio.RandomFlip``): twice the work for each.
         device: Where to run.

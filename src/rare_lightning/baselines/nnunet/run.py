@@ -127,7 +127,8 @@ def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float)
         scans = _scans_of(case, data)
         for feed in FEEDS:
             softmax_of = partial(_answer, data, folders, feed, case.case_id)
-            rows[feed] += score_case(case.case_id, scans, softmax_of, data.regions, nsd_tolerance_mm)
+            scored = score_case(case.case_id, scans, softmax_of, data.regions, nsd_tolerance_mm)
+            rows[feed] += [row for row in scored if row.level >= data.finest_level(case)]
     return rows
 
 

@@ -1,0 +1,124 @@
+"""Scans of several resolutions in one task: each is seen at the level that fits it, and at coarser ones."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torchio as tio
+
+import rare_lightning
+from rare_lightning.cli import main
+from rare_lightning.data import DecathlonDataModule
+from rare_lightning.data.pyramid import ToLevelGrid
+from rare_lightning.errors import UserError
+
+CONFIG = "tests/conf/tiny.yaml"
+COARSE = {"hippocampus_001": (2, 2, 2), "hippocampus_004": (2, 2, 2), "hippocampus_005": (1, 1, 4)}
+
+
+@pytest.fixture(scope="module")
+def mixed(phantom, tmp_path_factory):
+    """The phantom, some of whose scans were taken at 2 mm or in slices of 4 mm."""
+    root = shutil.copytree(phantom, tmp_path_factory.mktemp("mixed") / "task")
+    for case, stride in COARSE.items():
+        paths = [root / folder / f"{case}.nii.gz" for folder in ("imagesTr", "labelsTr")]
+        subject = tio.ToCanonical()(tio.Subject(image=tio.ScalarImage(paths[0]), label=tio.LabelMap(paths[1])))
+        whole = tuple(n // 4 * 4 for n in subject.spatial_shape)
+        taken = ToLevelGrid(stride)(tio.CropOrPad(whole)(subject))
+        for path, image in zip(paths, (taken.image, taken.label), strict=True):
+            image.save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(mixed):
+    """Fine and coarse scans in every role."""
+    names = [f"hippocampus_{i:03d}" for i in range(1, 7)]
+    path = mixed / "splits.json"
+    path.write_text(json.dumps([{"train": names[:2], "val": names[2:4], "test": names[4:]}]))
+    return path
+
+
+def make(root, splits, **settings):
+    spacing = settings.pop("spacing", [1.0, 1.0, 1.0])
+    return DecathlonDataModule(str(root), levels=2, num_workers=0, spacing=spacing, splits_file=str(splits), **settings)
+
+
+def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed, splits):
+    data = make(mixed, splits)
+    finest = {case.case_id: data.finest_level(case) for case in data.task.cases}
+    assert {case: level for case, level in finest.items() if level} == {
+        "hippocampus_001": 1, "hippocampus_004": 1, "hippocampus_005": 1,
+    }  # fmt: skip
+    data.prepare_data()
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        for batch in loader:
+            [case] = batch["case"]
+            assert list(batch["image"]) == list(range(finest[case], 3))
+    [batch] = data.train_dataloader()  # a fine scan and a coarse one
+    assert list(batch["image"]) == [1, 2]
+    together = make(mixed, splits, upsample=True)
+    assert not together.lacks_levels
+    assert data.lacks_levels
+    assert all(list(batch["image"]) == [0, 1, 2] for batch in together.val_dataloader())
+
+
+def test_a_coarse_scan_is_at_its_own_level_what_prediction_makes_of_it(mixed, splits):
+    data = make(mixed, splits)
+    data.prepare_data()
+    batch = next(batch for batch in data.val_dataloader() if batch["case"] == ["hippocampus_004"])
+    scan = tio.ToCanonical()(tio.ScalarImage(mixed / "imagesTr" / "hippocampus_004.nii.gz"))
+    own = (scan.data - scan.data.mean()) / scan.data.std()
+    seen = batch["image"][1][0, :, : own.shape[1], : own.shape[2], : own.shape[3]]
+    assert torch.corrcoef(torch.stack([own.flatten(), seen.flatten()]))[0, 1] > 0.99
+    label = tio.ToCanonical()(tio.LabelMap(mixed / "labelsTr" / "hippocampus_004.nii.gz")).data[0]
+    assert torch.equal(batch["label"][1][0, : label.shape[0], : label.shape[1], : label.shape[2]], label)
+
+
+def test_what_resolutions_train_is_said(mixed, splits, caplog):
+    for spacing in (None, [1, 1, 1]):
+        data = make(mixed, splits, spacing=spacing)
+        data.prepare_data()
+        with caplog.at_level("INFO"):
+            data.train_dataloader()
+    assert "training scans of 1x1x1 to 2x2x2 mm; level 0 is 1.5x1.5x1.5 mm (their median; data.spacing" in caplog.text
+    assert "training scans of 1x1x1 to 2x2x2 mm; level 0 is 1x1x1 mm\n" in caplog.text
+    assert "1 of 2 training scans train all levels, 1 from level 1 (2x2x2 mm) on" in caplog.text
+
+
+def test_levels_that_no_scan_is_seen_at_are_not_left_untrained(mixed, splits):
+    data = make(mixed, splits, spacing=[0.4, 0.4, 0.4])
+    data.prepare_data()
+    with pytest.raises(UserError, match=r"no training scan is as fine as level 0 of 0\.4x0\.4x0\.4 mm"):
+        data.train_dataloader()
+
+
+def test_the_spacings_of_a_task_are_counted(mixed, capsys):
+    assert main(["data", "check", str(mixed)]) == 0
+    assert "spacings: 1x1x1 mm in 3, 2x2x2 mm in 2, 1x1x4 mm in 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [["--data.batch_size", "1"], ["--data.patch_size", "[16, 16, 16]"]])
+def test_a_task_of_several_resolutions_trains_and_is_tested(mixed, splits, tmp_path, capsys, settings):
+    run = tmp_path / "run"
+    words = ["fit", "--config", CONFIG, "--data.root", str(mixed), "--data.splits_file", str(splits), *settings]
+    assert main([*words, "--data.spacing", "[1, 1, 1]", "--run_dir", str(run)]) == 0
+    with open(run / "logs" / "fit" / "metrics.csv", newline="") as file:
+        logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    assert {"val/dice/level_0", "val/dice/level_1", "val/level_0/loss", "train/dice/level_1"} <= logged
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
+    with open(run / "test" / "cases.csv", newline="") as file:
+        tested = {(row["case"], row["level"], row["spacing_mm"]) for row in csv.DictReader(file)}
+    assert tested == {
+        ("hippocampus_005", "1", "2x2x2"), ("hippocampus_006", "0", "1x1x1"), ("hippocampus_006", "1", "2x2x2"),
+    }  # fmt: skip
+    assert "cases" in capsys.readouterr().out
+    segmentation = rare_lightning.load(run / "checkpoints" / "best.ckpt")(mixed / "imagesTr" / "hippocampus_005.nii.gz")
+    assert segmentation.GetSpacing() == sitk.ReadImage(mixed / "imagesTr" / "hippocampus_005.nii.gz").GetSpacing()
+    assert set(np.unique(sitk.GetArrayFromImage(segmentation))) <= {0, 1, 2}
+    assert main(["compare", str(run), f"again={run}", "--output", str(tmp_path / "out"), "--timing", "false"]) == 0
