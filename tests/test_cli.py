@@ -136,6 +136,22 @@ def test_a_data_set_of_regions_trains_and_is_scored_by_them(phantom, tmp_path):
     assert {row["class"] for row in read_cases(tmp_path / "run")} == {"hippocampus", "tail"}
 
 
+def test_data_that_are_gone_are_asked_for(phantom, tmp_path, capsys):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    assert fit(root, tmp_path / "run") == 0
+    root.rename(tmp_path / "moved")
+    words = ["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt")]
+    assert main(words) == 1
+    assert_one_line(f"its data are not at {root}: give --data.root, the folder of the task", capsys.readouterr().err)
+    assert main([*words, f"--data.root={tmp_path / 'moved'}"]) == 0
+
+
+def test_a_beginning_at_another_spacing_is_said(run, phantom, tmp_path, caplog):
+    words = ["--model.init_from", str(run / "checkpoints" / "best.ckpt"), "--data.spacing", "[1, 1, 2]"]
+    assert fit(phantom, tmp_path / "again", *words, "--trainer.fast_dev_run", "1") == 0
+    assert "was trained with a level 0 of 1x1x1 mm, which is 1x1x2 mm now: data.spacing chooses it" in caplog.text
+
+
 def test_testing_twice_gives_the_same(copied):
     tables = []
     for _ in range(2):
@@ -443,7 +459,7 @@ def test_without_a_validation_the_last_checkpoint_is_what_to_test(phantom, tmp_p
 
 def test_a_run_folder_in_use_is_refused(run, phantom, capsys):
     assert fit(phantom, run) == 1
-    assert "in use" in last_line(capsys.readouterr().err)
+    assert "holds a run" in last_line(capsys.readouterr().err)
 
 
 def test_a_run_that_was_begun_while_another_started_is_left_alone(run, phantom, tmp_path, monkeypatch, capsys):
@@ -455,7 +471,7 @@ def test_a_run_that_was_begun_while_another_started_is_left_alone(run, phantom, 
 
     monkeypatch.setattr(RareCLI, "before_instantiate_classes", late)
     assert fit(phantom, tmp_path / "run") == 1
-    assert_one_line("this run folder is in use", capsys.readouterr().err)
+    assert_one_line("this run folder holds a run", capsys.readouterr().err)
     shutil.rmtree(tmp_path / "run")
     assert fit(phantom, tmp_path / "run", "--resume") == 1
     assert_one_line("another rare fit has trained here since this one began", capsys.readouterr().err)

@@ -78,6 +78,21 @@ def test_batches_that_leave_out_levels_train_in_two_processes(phantom, tmp_path)
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
 
 
+def test_scans_of_several_resolutions_train_and_score_in_two_processes(mixed, tmp_path):
+    """Whose processes have batches of other levels than each other."""
+    split = ["--data.splits_file", str(mixed / "splits.json"), "--data.spacing", "[1, 1, 1]"]
+    execute([*RARE, *fit(mixed, tmp_path / "run", *TWO, *split)])
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+    checkpoint, rows = str(tmp_path / "run" / "checkpoints" / "best.ckpt"), []
+    for devices in (1, 2):
+        words = ["--ckpt_path", checkpoint, "--run_dir", str(tmp_path / str(devices))]
+        execute([*RARE, "validate", *words, *(TWO if devices == 2 else [])])
+        with open(tmp_path / str(devices) / "logs" / "validate" / "metrics.csv", newline="") as file:
+            rows += [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-6, nan_ok=True)
+    assert {"val/dice/level_0", "val/dice/level_1", "val/level_0/loss"} <= rows[0].keys()
+
+
 def test_torchrun_trains_the_same(trained, phantom, tmp_path):
     words = fit(phantom, tmp_path / "run", *TWO, "--data.test_fraction", "0.5", "--data.folds", "3")
     execute(

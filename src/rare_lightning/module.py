@@ -1,10 +1,12 @@
 """LightningModule: a network, the multi-resolution objective, and the steps of training and evaluation."""
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isinf
+from statistics import fmean
 from typing import Any, Literal
 
 import lightning as L
@@ -12,7 +14,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
@@ -132,8 +133,9 @@ class SegmentationModule(L.LightningModule):
         self.window_size = window_size
         self.train_dice = self._configure_dice()
         self.val_dice = self._configure_dice()
-        # Lightning's own means are of each process first, and then of the processes.
-        self.val_losses: dict[str, MeanMetric] = {}
+        # By name, of each validation case. Lightning's own means are of each process first, and then of the processes;
+        # torchmetrics' MeanMetric either leaves out NaN or knows no weights.
+        self.val_losses: dict[str, list[Tensor]] = defaultdict(list)
 
     def _configure_dice(self) -> nn.ModuleDict:
         return nn.ModuleDict({str(level): RunningDice(len(self.class_names)) for level in self.levels})
@@ -220,15 +222,14 @@ class SegmentationModule(L.LightningModule):
             parts |= {**found, "loss": parts.get("loss", 0) + loss}
             self._update_dice(self.val_dice, within.logits, targets, counted)
         for name, value in parts.items():
-            self._val_loss(name).update(value, counted)
+            self.val_losses[name] += [value] * counted
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/dice``, the mean over cases, classes and levels that checkpoints and early stopping monitor."""
-        for name in sorted(set().union(*gather({*self.val_losses}))):  # the scans of a process may lack a level
-            mean = self._val_loss(name)
-            mean.update(0.0, 0)
-            self.log(f"val/{name}", mean.compute())
-            mean.reset()
+        found = gather({name: torch.stack(values).tolist() for name, values in self.val_losses.items() if values})
+        for name in sorted(set().union(*found)):  # the scans of a process may lack a level
+            self.log(f"val/{name}", fmean(value for each in found for value in each.get(name, ())))
+        self.val_losses.clear()
         self._log_dice(self.val_dice, "val")
 
     def test_step(  # type: ignore[override]  # outputs go to callbacks as they are
@@ -347,11 +348,6 @@ class SegmentationModule(L.LightningModule):
             metric: Any = metrics[str(level)]
             # torch's argmax over a strided axis takes five times as long as its max.
             metric.update(answer[:counted].detach().max(dim=1).indices, targets[level][:counted])
-
-    def _val_loss(self, name: str) -> MeanMetric:
-        if name not in self.val_losses:
-            self.val_losses[name] = MeanMetric(nan_strategy="disable").to(self.device)  # NaN is NaN
-        return self.val_losses[name]
 
     def _log_dice(self, metrics: nn.ModuleDict, stage: str) -> None:
         means = []

@@ -49,7 +49,7 @@ def refuse_folder_in_use(folder: Path, checkpoint: str | None) -> None:
     begun = OF_BEGUN | {name for name in names if name.startswith(("config", "splits"))}
     if names - begun and not resumes:
         raise UserError(
-            f"{folder}: this run folder is in use. Choose another --run_dir, or go on with its run: the same command "
+            f"{folder}: this run folder holds a run. Choose another --run_dir, or go on with its run: the same command "
             "with --resume"
         )
 

@@ -1,8 +1,6 @@
 """Scans of several resolutions in one task: each is seen at the level that fits it, and at coarser ones."""
 
 import csv
-import json
-import shutil
 
 import numpy as np
 import pytest
@@ -13,43 +11,20 @@ import torchio as tio
 import rare_lightning
 from rare_lightning.cli import main
 from rare_lightning.data import DecathlonDataModule
-from rare_lightning.data.pyramid import ToLevelGrid
 from rare_lightning.errors import UserError
 
 CONFIG = "tests/conf/tiny.yaml"
-COARSE = {"hippocampus_001": (2, 2, 2), "hippocampus_004": (2, 2, 2), "hippocampus_005": (1, 1, 4)}
 
 
-@pytest.fixture(scope="module")
-def mixed(phantom, tmp_path_factory):
-    """The phantom, some of whose scans were taken at 2 mm or in slices of 4 mm."""
-    root = shutil.copytree(phantom, tmp_path_factory.mktemp("mixed") / "task")
-    for case, stride in COARSE.items():
-        paths = [root / folder / f"{case}.nii.gz" for folder in ("imagesTr", "labelsTr")]
-        subject = tio.ToCanonical()(tio.Subject(image=tio.ScalarImage(paths[0]), label=tio.LabelMap(paths[1])))
-        whole = tuple(n // 4 * 4 for n in subject.spatial_shape)
-        taken = ToLevelGrid(stride)(tio.CropOrPad(whole)(subject))
-        for path, image in zip(paths, (taken.image, taken.label), strict=True):
-            image.save(path)
-    return root
-
-
-@pytest.fixture(scope="module")
-def splits(mixed):
-    """Fine and coarse scans in every role."""
-    names = [f"hippocampus_{i:03d}" for i in range(1, 7)]
-    path = mixed / "splits.json"
-    path.write_text(json.dumps([{"train": names[:2], "val": names[2:4], "test": names[4:]}]))
-    return path
-
-
-def make(root, splits, **settings):
+def make(root, **settings):
     spacing = settings.pop("spacing", [1.0, 1.0, 1.0])
-    return DecathlonDataModule(str(root), levels=2, num_workers=0, spacing=spacing, splits_file=str(splits), **settings)
+    return DecathlonDataModule(
+        str(root), levels=2, num_workers=0, spacing=spacing, splits_file=str(root / "splits.json"), **settings
+    )
 
 
-def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed, splits):
-    data = make(mixed, splits)
+def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed):
+    data = make(mixed)
     finest = {case.case_id: data.finest_level(case) for case in data.task.cases}
     assert {case: level for case, level in finest.items() if level} == {
         "hippocampus_001": 1, "hippocampus_004": 1, "hippocampus_005": 1,
@@ -61,14 +36,14 @@ def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed, splits)
             assert list(batch["image"]) == list(range(finest[case], 3))
     [batch] = data.train_dataloader()  # a fine scan and a coarse one
     assert list(batch["image"]) == [1, 2]
-    together = make(mixed, splits, upsample=True)
+    together = make(mixed, upsample=True)
     assert not together.lacks_levels
     assert data.lacks_levels
     assert all(list(batch["image"]) == [0, 1, 2] for batch in together.val_dataloader())
 
 
-def test_a_coarse_scan_is_at_its_own_level_what_prediction_makes_of_it(mixed, splits):
-    data = make(mixed, splits)
+def test_a_coarse_scan_is_at_its_own_level_what_prediction_makes_of_it(mixed):
+    data = make(mixed)
     data.prepare_data()
     batch = next(batch for batch in data.val_dataloader() if batch["case"] == ["hippocampus_004"])
     scan = tio.ToCanonical()(tio.ScalarImage(mixed / "imagesTr" / "hippocampus_004.nii.gz"))
@@ -79,9 +54,9 @@ def test_a_coarse_scan_is_at_its_own_level_what_prediction_makes_of_it(mixed, sp
     assert torch.equal(batch["label"][1][0, : label.shape[0], : label.shape[1], : label.shape[2]], label)
 
 
-def test_what_resolutions_train_is_said(mixed, splits, caplog):
+def test_what_resolutions_train_is_said(mixed, caplog):
     for spacing in (None, [1, 1, 1]):
-        data = make(mixed, splits, spacing=spacing)
+        data = make(mixed, spacing=spacing)
         data.prepare_data()
         with caplog.at_level("INFO"):
             data.train_dataloader()
@@ -90,8 +65,8 @@ def test_what_resolutions_train_is_said(mixed, splits, caplog):
     assert "1 of 2 training scans train all levels, 1 from level 1 (2x2x2 mm) on" in caplog.text
 
 
-def test_levels_that_no_scan_is_seen_at_are_not_left_untrained(mixed, splits):
-    data = make(mixed, splits, spacing=[0.4, 0.4, 0.4])
+def test_levels_that_no_scan_is_seen_at_are_not_left_untrained(mixed):
+    data = make(mixed, spacing=[0.4, 0.4, 0.4])
     data.prepare_data()
     with pytest.raises(UserError, match=r"no training scan is as fine as level 0 of 0\.4x0\.4x0\.4 mm"):
         data.train_dataloader()
@@ -103,9 +78,18 @@ def test_the_spacings_of_a_task_are_counted(mixed, capsys):
 
 
 @pytest.mark.parametrize("settings", [["--data.batch_size", "1"], ["--data.patch_size", "[16, 16, 16]"]])
-def test_a_task_of_several_resolutions_trains_and_is_tested(mixed, splits, tmp_path, capsys, settings):
+def test_a_task_of_several_resolutions_trains_and_is_tested(mixed, tmp_path, capsys, settings):
     run = tmp_path / "run"
-    words = ["fit", "--config", CONFIG, "--data.root", str(mixed), "--data.splits_file", str(splits), *settings]
+    words = [
+        "fit",
+        "--config",
+        CONFIG,
+        "--data.root",
+        str(mixed),
+        "--data.splits_file",
+        str(mixed / "splits.json"),
+        *settings,
+    ]
     assert main([*words, "--data.spacing", "[1, 1, 1]", "--run_dir", str(run)]) == 0
     with open(run / "logs" / "fit" / "metrics.csv", newline="") as file:
         logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}

@@ -299,6 +299,34 @@ def test_only_axes_that_training_flipped_are_mirrored(checkpoint, scan, tmp_path
     assert torch.allclose(*answers, atol=1e-5) == alike
 
 
+def test_probabilities_come_in_the_kind_of_the_scan(segmenter, scan, tmp_path):
+    labels, softmax = labels_of(segmenter(scan)), segmenter(scan, probabilities=True)
+    assert softmax.GetSize() == scan.GetSize()
+    assert softmax.GetOrigin() == scan.GetOrigin()
+    by_voxel = sitk.GetArrayFromImage(softmax)
+    assert by_voxel.shape[-1] == 3
+    np.testing.assert_allclose(by_voxel.sum(-1), 1, atol=1e-5)
+    assert np.array_equal(by_voxel.argmax(-1).astype(np.uint8), labels)
+    sitk.WriteImage(scan, tmp_path / "scan.nii.gz")
+    answer = segmenter(tio.ScalarImage(tmp_path / "scan.nii.gz"), probabilities=True)
+    assert isinstance(answer, tio.ScalarImage)
+    np.testing.assert_allclose(answer.numpy().transpose(3, 2, 1, 0), by_voxel, atol=1e-6)
+
+
+def test_channels_are_a_list_of_files(segmenter, scan, tmp_path):
+    sitk.WriteImage(scan, tmp_path / "a.nii.gz")
+    assert np.array_equal(labels_of(segmenter([tmp_path / "a.nii.gz"])), labels_of(segmenter(scan)))
+    with pytest.raises(UserError, match=r"a.nii.gz: has 2 channel\(s\), the model needs 1"):
+        segmenter([str(tmp_path / "a.nii.gz")] * 2)
+    with pytest.raises(TypeError, match="list is no scan with a spacing: give a path"):
+        segmenter([])
+
+
+def test_a_device_that_is_not_there_gets_one_line(checkpoint):
+    with pytest.raises(UserError, match="device nowhere: "):
+        rare_lightning.load(checkpoint, device="nowhere")
+
+
 def test_models_that_were_trained_without_flips_are_not_mirrored(checkpoint, tmp_path):
     plain = trained_with_flips(checkpoint, tmp_path / "plain.ckpt")
     flips = [trained_with_flips(checkpoint, tmp_path / f"{axis}.ckpt", axis) for axis in (0, 1)]
@@ -392,5 +420,5 @@ def test_networks_trained_on_patches_segment_in_windows_of_their_size(checkpoint
 
 
 def test_what_tells_no_spacing_is_refused(checkpoint):
-    with pytest.raises(TypeError, match=r"ndarray is no scan with a spacing: give a path, a SimpleITK.Image"):
+    with pytest.raises(TypeError, match=r"ndarray is no scan with a spacing: give a path, a list"):
         rare_lightning.load(checkpoint)(np.zeros((8, 8, 8)))

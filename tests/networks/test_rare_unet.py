@@ -147,6 +147,14 @@ def test_any_width_is_normalised_in_groups(features):
     assert network({0: torch.randn(1, 1, 16, 16, 16)}).logits[0].isfinite().all()
 
 
+def test_images_are_given_by_level():
+    for network in (RAREUNet(1, 2, features=2, depth=2, levels=1), UNet(1, 2, features=2, depth=2, levels=1)):
+        with pytest.raises(TypeError, match=r"images must be a dict of tensors by level, such as \{0: image\}: Tensor"):
+            network(torch.zeros(1, 1, 8, 8, 8))
+        with pytest.raises(ValueError, match=r"images have levels \[\]"):
+            network({})
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_residual_block_adds_to_what_comes_in(dropout):
     block = ResidualConv(DoubleConv(4, 4, dropout=dropout)).eval()

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.commands.output import output_folder
 from rare_lightning.data.scans import find_scans, read_scan
+from rare_lightning.data.voxels import channel_stem
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.timings import write_timings
 from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter
@@ -68,6 +70,9 @@ def predict(
         _refuse_other_level(level, segmenter)
     folder = Path(output).expanduser()
     scans = find_scans(input, channels=len(segmenter.channels), besides=folder)
+    stems = Counter(channel_stem(scan.paths[0]) for scan in scans if channel_stem(scan.paths[0]) != scan.name)
+    if len(segmenter.channels) == 1 and (several := [stem for stem, count in stems.items() if count > 1]):
+        print(f"The model takes one channel: files that are numbered as channels are a scan each ({few(several)})")
     models = [f"{Path(path).name} {digest(path)}" for path in ckpt_path]  # every run has a best.ckpt
     settings = {
         "model": models,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -23,6 +24,7 @@ from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
 from rare_lightning.configuration import begin_from, changed_settings, read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.random_spacing import EXACT
 from rare_lightning.data.task import Task, regions_of
 from rare_lightning.errors import UserError, few
@@ -302,6 +304,15 @@ class RareCLI(LightningCLI):
                 )
         elif init_from is not None:
             earlier = begin_from(self.model.network, init_from, self.datamodule.task.classes)
+            before, now = (
+                earlier["DecathlonDataModule"]["preprocessing"]["spacing"],
+                self.datamodule.preprocessing.spacing,
+            )
+            if not np.allclose(before, now, rtol=0.1):
+                rank_zero_info(
+                    f"{init_from} was trained with a level 0 of {format_spacing(before)} mm, which is "
+                    f"{format_spacing(now)} mm now: data.spacing chooses it"
+                )
             record = TrainingRecord.of(self.trainer)
             known = record.begins_from(init_from, earlier) if record else []
             self._say_what_was_seen(init_from, earlier["DecathlonDataModule"]["split"]["train"], known)
@@ -421,6 +432,9 @@ def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
     settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
+    root = settings["data"]["root"]
+    if not Path(root).expanduser().is_dir() and not any(word.partition("=")[0] == "--data.root" for word in words):
+        raise UserError(f"{path}: its data are not at {root}: give --data.root, the folder of the task")
     settings["data"].pop("splits_file", None)  # the checkpoint has the split, and the file may be gone
     # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
     for name in ("class_names", "regions", "window_size", "init_from"):

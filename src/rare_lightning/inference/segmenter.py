@@ -107,7 +107,7 @@ class Segmenter:
     Raises:
         UserError: If a file is not a checkpoint of ``rare fit``, the checkpoints do not belong together, are to see
             mirror images and were trained on none, or to be mixed in precision and were exported; or there is no such
-            routing or precision.
+            device, routing or precision.
     """
 
     def __init__(
@@ -141,7 +141,10 @@ class Segmenter:
             differing = ", ".join(sorted(name for name in alike if other.get(name) != facts[name]))
             if differing:
                 raise UserError(f"{path}: cannot be averaged with {paths[0]}, they differ in {differing}")
-        self.networks = [network.to(device) for network, _ in models]
+        try:
+            self.networks = [network.to(device) for network, _ in models]
+        except (RuntimeError, AssertionError) as error:  # torch's, of a name or a device that there is not
+            raise UserError(f"device {device}: {reason(error)}") from error
         self.channels: list[str] = facts["channels"]
         self.classes: list[str] = facts["classes"]
         # An exported model may have some of the levels only.
@@ -164,17 +167,22 @@ class Segmenter:
         self._bytes_of_level: dict[int, float] = {}
 
     def __call__(
-        self, image: str | Path | sitk.Image | tio.ScalarImage, level: int | None = None
-    ) -> sitk.Image | tio.LabelMap:
+        self,
+        image: str | Path | Sequence[str | Path] | sitk.Image | tio.ScalarImage,
+        level: int | None = None,
+        probabilities: bool = False,
+    ) -> sitk.Image | tio.LabelMap | tio.ScalarImage:
         """Segment a file, a ``SimpleITK.Image`` or a ``torchio.ScalarImage``.
 
         Args:
-            image: 3D; channels as a fourth dimension, or as components of a voxel.
+            image: 3D; channels as a fourth dimension, as components of a voxel, or as a file each.
             level: Enter here, whatever the spacing.
+            probabilities: Answer with the probability of every class.
 
         Returns:
-            The label map on the same grid: for a path or a ``SimpleITK.Image`` a ``SimpleITK.Image`` (uint8), for a
-            ``torchio.ScalarImage`` a ``torchio.LabelMap``.
+            The label map on the same grid: for paths or a ``SimpleITK.Image`` a ``SimpleITK.Image`` (uint8), for a
+            ``torchio.ScalarImage`` a ``torchio.LabelMap``. Of probabilities, a ``SimpleITK.Image`` with a component for
+            each class, or a ``torchio.ScalarImage`` with a channel for each.
 
         Raises:
             UserError: If the scan cannot be read, or has another number of channels than the model.
@@ -184,20 +192,24 @@ class Segmenter:
             lps, name = geometry_of_affine(image.affine, image.spatial_shape), str(image.path or "image")
             scan = Scan(image.numpy(), lps)
             refuse_non_finite(scan.array, name)
-            answer = self.segment(self.prepare(scan, name, level))
+            answer = self.segment(self.prepare(scan, name, level), keep_probabilities=probabilities)
+            if answer.probabilities is not None:
+                return tio.ScalarImage(tensor=np.ascontiguousarray(answer.probabilities), affine=image.affine)
             return tio.LabelMap(tensor=torch.as_tensor(answer.labels)[None], affine=image.affine)
         if isinstance(image, sitk.Image):
             scan, name = Scan(np.stack(channels_of(image, "image")), Geometry.of(image)), "image"
             refuse_non_finite(scan.array, name)
-        elif isinstance(image, (str, Path)):
-            path = Path(image).expanduser()
-            scan, name = read_scan(ScanFiles(path.name, (path,))), str(path)
+        elif isinstance(image, (str, Path)) or (isinstance(image, (list, tuple)) and image):
+            paths = tuple(Path(path).expanduser() for path in ([image] if isinstance(image, (str, Path)) else image))
+            scan, name = read_scan(ScanFiles(paths[0].name, paths)), str(paths[0])
         else:
             raise TypeError(
-                f"{type(image).__name__} is no scan with a spacing: give a path, a SimpleITK.Image or a "
-                "torchio.ScalarImage, such as ScalarImage(tensor=..., affine=...)"
+                f"{type(image).__name__} is no scan with a spacing: give a path, a list with a path for each channel, "
+                "a SimpleITK.Image or a torchio.ScalarImage, such as ScalarImage(tensor=..., affine=...)"
             )
-        answer = self.segment(self.prepare(scan, name, level))
+        answer = self.segment(self.prepare(scan, name, level), keep_probabilities=probabilities)
+        if answer.probabilities is not None:
+            return sitk.Compose([answer.geometry.stamp(of_class) for of_class in answer.probabilities])
         return answer.geometry.stamp(answer.labels)
 
     def run_by(self, network: MultiResolutionNetwork) -> "Segmenter":
@@ -460,6 +472,7 @@ def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
         network: MultiResolutionNetwork = kind(**settings["network"]["init_args"])
         network.load_state_dict(network_weights(checkpoint))
     except Exception as error:
-        raise UserError(f"{path}: its network cannot be built ({reason(error)})") from error
+        where = "; PYTHONPATH must name its folder" if isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(f"{path}: its network cannot be built ({reason(error)}){where}") from error
     facts["answer_grid"] = network.answer_grid
     return network.eval(), facts

@@ -64,6 +64,18 @@ class MultiResolutionNetwork(SelfDescribing, nn.Module, ABC):
     def forward(self, images: Pyramid) -> Prediction:
         """Level -> ``(B, in_channels, D_l, H_l, W_l)``, any subset of the levels, to logits by level."""
 
+    def refuse_other_levels(self, images: Pyramid) -> None:
+        """Check what :meth:`forward` is given.
+
+        Raises:
+            TypeError: If it is no dictionary.
+            ValueError: If it is empty, or holds levels that the network does not know.
+        """
+        if not isinstance(images, dict):
+            raise TypeError(f"images must be a dict of tensors by level, such as {{0: image}}: {type(images).__name__}")
+        if not images or not set(images) <= set(self.levels):
+            raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+
 
 class FixedResolutionNetwork(MultiResolutionNetwork):
     """A network for the base grid, which joins the multi-resolution protocol as a clinic would use it.
@@ -95,10 +107,10 @@ class FixedResolutionNetwork(MultiResolutionNetwork):
         """Segment each level on the base grid: ``(B, in_channels, D_l, H_l, W_l) -> (B, C, D_0, H_0, W_0)``.
 
         Raises:
+            TypeError: If images are not given by level.
             ValueError: If a level is unknown.
         """
-        if not set(images) <= set(self.levels):
-            raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+        self.refuse_other_levels(images)
         logits: Pyramid = {}
         deep: dict[int, list[DeepLogits]] = {}
         for level, image in sorted(images.items()):

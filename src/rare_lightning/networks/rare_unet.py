@@ -116,6 +116,7 @@ class RAREUNet(MultiResolutionNetwork):
             else on the level grid; and the features that the consistency loss compares.
 
         Raises:
+            TypeError: If images are not given by level.
             ValueError: If a level is unknown, or an image is too small, or covers another extent than the others.
         """
         self._check(images)
@@ -150,8 +151,7 @@ class RAREUNet(MultiResolutionNetwork):
         return Prediction({level: logits[level] for level in entries}, gateway, encoder)
 
     def _check(self, images: Pyramid) -> None:
-        if not images or not set(images) <= set(self.levels):
-            raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+        self.refuse_other_levels(images)
         bottleneck = self.coarsest_stride
         extent: Size3 | None = None
         for level in sorted(images):
