@@ -7,6 +7,7 @@ from torch.nn.functional import interpolate  # nearest by default
 
 from rare_lightning import DecathlonDataModule, MultiResolutionLoss, NNUNet, RAREUNet, SegmentationModule, UNet
 from rare_lightning.data import pyramid
+from rare_lightning.data.pyramid import LabelPyramid
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.evaluation.tables import summarize
@@ -366,7 +367,7 @@ def test_validation_in_windows_scores_as_all_levels_at_once():
     sizes = {0: (1, 16, 16, 16), 1: (1, 8, 8, 8)}
     batch = {
         "image": {level: torch.randn(1, *size) for level, size in sizes.items()},
-        "label": {level: torch.randint(3, size) for level, size in sizes.items()},
+        "label": LabelPyramid(torch.randint(3, sizes[0]), [(1, 1, 1), (2, 2, 2)]),
         "shape": torch.tensor([[16, 16, 16]]),
         "again": torch.tensor([False]),
     }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch
+from rare_lightning.data.pyramid import LabelPyramid
 from rare_lightning.data.task import Regions, each_class
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -29,6 +30,7 @@ from rare_lightning.evaluation.protocol import (
 from rare_lightning.inference.windows import segment_level
 from rare_lightning.metrics.running_dice import RunningDice
 from rare_lightning.networks import DeepLogits, MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks.grids import Size3, Spacing, block_average, level_spacing
 from rare_lightning.objectives import MultiResolutionLoss
 from rare_lightning.processes import gather
 from rare_lightning.schedules import Schedule, Scheduler
@@ -45,7 +47,8 @@ class LevelResult:
         rows: Scores against both truths.
         image: ``(D_l, H_l, W_l)``, first channel on the level grid.
         truth: ``(D, H, W)`` full-resolution label.
-        prediction: ``(D, H, W)`` answer on the base grid.
+        prediction: ``(D, H, W)`` answer on its grid.
+        label_spacing: Of that grid in mm.
     """
 
     level: int
@@ -53,6 +56,7 @@ class LevelResult:
     image: Tensor
     truth: Tensor
     prediction: Tensor
+    label_spacing: Spacing
 
 
 class SegmentationModule(L.LightningModule):
@@ -185,7 +189,7 @@ class SegmentationModule(L.LightningModule):
         levels = [level for level in planned if level in there] or there[:1]
         with _explained(batch, ". Set a larger data.patch_size, or a smaller data.depth"):
             prediction = self({level: batch["image"][level] for level in levels})
-        targets = self._targets(batch, levels)
+        prediction, targets = self._on_grids_of_labels(prediction, batch)
         parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
         size = len(batch["case"])
         loss = parts.pop("loss")
@@ -247,16 +251,17 @@ class SegmentationModule(L.LightningModule):
 
         Returns:
             First channel ``(D_l, H_l, W_l)`` of the image on the level grid; labels and answers, class indices: truth
-            ``level`` on the level grid, ``fine`` on the base grid.
+            ``level`` on the level grid, ``fine`` on the label's own.
         """
-        stride = self.network.level_stride(level)
+        stride, labels = self.network.level_stride(level), batch["label"]
         shape = batch["shape"][0].tolist()
         with _explained(batch):
             logits = self._predict_whole({level: batch["image"][level][:1]}).logits[level]
-        predictions = answer_by_truth(logits.float().softmax(dim=1), stride, self.network.answer_grid, shape)
+        softmax = logits.float().softmax(dim=1)
+        predictions = answer_by_truth(softmax, stride, self.network.answer_grid, shape, labels.finest_stride)
         truths: dict[Truth, Tensor] = {
-            "level": without_padding(batch["label"][level][0], shape, stride),
-            "fine": without_padding(batch["label"][0][0], shape),
+            "level": without_padding(labels[level][0], shape, stride),
+            "fine": without_padding(labels.finest[0], shape, labels.finest_stride),
         }
         return without_padding(batch["image"][level][0, 0], shape, stride), truths, predictions
 
@@ -321,16 +326,38 @@ class SegmentationModule(L.LightningModule):
     def _levels_of(self, batch: Batch) -> list[int]:
         return [level for level in self.levels if level in batch["image"]]
 
-    def _targets(self, batch: Batch, levels: Sequence[int]) -> Pyramid:
-        """Labels on the grids that the heads answer on."""
-        return {level: batch["label"][0 if self.network.answer_grid == "base" else level] for level in levels}
+    def _label_stride(self, prediction: Prediction, batch: Batch, level: int) -> Size3:
+        """Of the grid that an answer is compared on with the label."""
+        stride: Size3 = (1, 1, 1)
+        if self.network.answer_grid == "level":
+            stride = self.network.level_stride(level)
+        elif not prediction.deep.get(level):  # stages under deep supervision have their place on the base grid
+            stride = batch["label"].finest_stride
+        return stride
+
+    def _on_grids_of_labels(self, prediction: Prediction, batch: Batch) -> tuple[Prediction, Pyramid]:
+        """Answers on the grids that the labels have, and the labels.
+
+        A label of thick voxels does not say where within them a border lies: the answer is averaged over them.
+        """
+        labels: LabelPyramid = batch["label"]
+        logits, targets = {}, {}
+        for level, answer in prediction.logits.items():
+            stride = self._label_stride(prediction, batch, level)
+            targets[level] = labels.on(stride)
+            if self.network.answer_grid == "base" and stride != (1, 1, 1):
+                softmax = block_average(answer.float().softmax(dim=1), stride)
+                answer = softmax.clamp_min(torch.finfo(softmax.dtype).tiny).log()
+            logits[level] = answer
+        return prediction._replace(logits=logits), targets
 
     def _without_padding(self, prediction: Prediction, batch: Batch) -> tuple[Prediction, Pyramid]:
         """Answers and labels as far as the largest scan of the batch reaches; features stay whole."""
         shape = batch["shape"].amax(dim=0).tolist()
-        logits, deep, targets = {}, {}, self._targets(batch, list(prediction.logits))
+        logits, deep = {}, {}
+        prediction, targets = self._on_grids_of_labels(prediction, batch)
         for level, answer in prediction.logits.items():
-            stride = (1, 1, 1) if self.network.answer_grid == "base" else self.network.level_stride(level)
+            stride = self._label_stride(prediction, batch, level)
             logits[level] = without_padding(answer, shape, stride)
             targets[level] = without_padding(targets[level], shape, stride)
             size = logits[level].shape[2:]
@@ -370,8 +397,12 @@ class SegmentationModule(L.LightningModule):
         stride = self.network.level_stride(level)
         case, spacing = batch["case"][0], batch["spacing"][0]
         image, truths, predictions = self.predict_first_case(batch, level)
-        rows = score_level(predictions, truths, case, level, stride, spacing, self.regions, self.nsd_tolerance_mm)
-        return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu())
+        label_stride = batch["label"].finest_stride
+        rows = score_level(
+            predictions, truths, case, level, stride, spacing, self.regions, self.nsd_tolerance_mm, label_stride
+        )
+        label_spacing = level_spacing(spacing, label_stride)
+        return LevelResult(level, rows, image.cpu(), truths["fine"].cpu(), predictions["fine"].cpu(), label_spacing)
 
 
 @contextmanager

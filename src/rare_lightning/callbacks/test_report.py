@@ -60,9 +60,8 @@ class TestReport(L.Callback):
             return
         results: list[LevelResult] = outputs
         self.rows += [row for result in results for row in result.rows]
-        spacing = batch["spacing"][0]
         self.slices[batch["case"][0]] = [
-            cut_slice(r.level, r.rows[0].spacing_mm, r.image, r.truth, r.prediction, spacing) for r in results
+            cut_slice(r.level, r.rows[0].spacing_mm, r.image, r.truth, r.prediction, r.label_spacing) for r in results
         ]
         self.sizes[batch["case"][0]] = batch["shape"][0].tolist()
 

@@ -47,7 +47,8 @@ class ValidationSlices(L.Callback):
         for level in sorted(batch["image"]):
             image, truths, predictions = pl_module.predict_first_case(batch, level)
             spacing = level_spacing(base_spacing, pl_module.network.level_stride(level))
-            pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], base_spacing))
+            of_labels = level_spacing(base_spacing, batch["label"].finest_stride)
+            pieces.append(cut_slice(level, spacing, image, truths["fine"], predictions["fine"], of_labels))
         self.slices[batch["case"][0]] = pieces
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,6 +16,7 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from rare_lightning.data.preprocessing import Preprocessing, read_case
+from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.task import Case, Task
 from rare_lightning.errors import UserError
 from rare_lightning.files import appearing, replacing, write_json
@@ -23,7 +24,7 @@ from rare_lightning.networks.grids import Size3, Spacing, triple
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Counted up whenever preprocessing or the layout of an entry changes, so that old entries are not read."""
 
 FOREGROUND_SAMPLES = 10_000
@@ -107,9 +108,10 @@ class CachedCase:
         return self.image.shape[0] == len(task.channels) and max(self.classes, default=0) < len(task.classes)
 
 
-def cache_key(case: Case, preprocessing: Preprocessing) -> str:
-    """Digest of the files' bytes, the base spacing and the format of an entry."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, list(preprocessing.spacing)]).encode())
+def cache_key(case: Case, preprocessing: Preprocessing, grids: FinestGrids = FULL) -> str:
+    """Digest of the files' bytes, the grid that they are brought to and the format of an entry."""
+    grid = [FORMAT_VERSION, preprocessing.spacing, grids.image, grids.label]
+    digest = hashlib.sha256(json.dumps(grid).encode())
     for path in (*case.images, case.label):
         status = path.stat()
         digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
@@ -124,14 +126,16 @@ def _file_digest(path: Path, size: int, changed: int) -> bytes:
 
 
 def find_cached(
-    case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path
+    case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path, grids: FinestGrids = FULL
 ) -> CachedCase | None:
-    """The case's entry, if these very files were brought to this very spacing before, and measured at these levels."""
-    cached = _entry(case, preprocessing, strides, cache_dir)
+    """The case's entry, if these very files were brought to this very grid before, and measured at these levels."""
+    cached = _entry(case, preprocessing, strides, cache_dir, grids)
     return cached if (cached.folder / cached.statistics_file).is_file() else None
 
 
-def write_cached(case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path) -> CachedCase:
+def write_cached(
+    case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path, grids: FinestGrids = FULL
+) -> CachedCase:
     """Preprocess a case into the cache. Safe when several processes do so at once: what is new is renamed into place.
 
     Args:
@@ -139,11 +143,12 @@ def write_cached(case: Case, preprocessing: Preprocessing, strides: Sequence[Siz
         preprocessing: Base spacing and normalisation.
         strides: Cumulative stride of each level.
         cache_dir: Of all cases. Other levels and normalisations add their statistics to the same entry.
+        grids: That the case fills.
 
     Raises:
         UserError: If it cannot be written.
     """
-    cached = _entry(case, preprocessing, strides, cache_dir)
+    cached = _entry(case, preprocessing, strides, cache_dir, grids)
     # TorchIO draws a number before every transform: a run must not depend on what was cached before.
     with torch.random.fork_rng(devices=[]):
         subject = read_case(case)
@@ -151,7 +156,7 @@ def write_cached(case: Case, preprocessing: Preprocessing, strides: Sequence[Siz
     statistics = torch.stack(preprocessing.level_statistics(scan.data, scan.spacing, strides)).numpy()
     try:
         if not cached.folder.is_dir():
-            _write_entry(preprocessing.to_base_grid(subject), case, cached.folder)
+            _write_entry(preprocessing.to_base_grid(subject, grids), case, cached.folder)
         with replacing(cached.folder / cached.statistics_file, shared=True) as part, part.open("wb") as file:
             np.save(file, statistics)
     except OSError as error:
@@ -162,10 +167,12 @@ def write_cached(case: Case, preprocessing: Preprocessing, strides: Sequence[Siz
     return cached
 
 
-def _entry(case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path) -> CachedCase:
+def _entry(
+    case: Case, preprocessing: Preprocessing, strides: Sequence[Size3], cache_dir: Path, grids: FinestGrids
+) -> CachedCase:
     measured = json.dumps([preprocessing.normalize, preprocessing.foreground, [list(stride) for stride in strides]])
     name = f"statistics-{hashlib.sha256(measured.encode()).hexdigest()[:16]}.npy"
-    return CachedCase(case.case_id, cache_dir / cache_key(case, preprocessing), name)
+    return CachedCase(case.case_id, cache_dir / cache_key(case, preprocessing, grids), name)
 
 
 def _write_entry(subject: tio.Subject, case: Case, folder: Path) -> None:

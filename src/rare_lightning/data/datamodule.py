@@ -25,7 +25,7 @@ from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
-from rare_lightning.data.routing import route
+from rare_lightning.data.routing import FULL, FinestGrids, finest_grids
 from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingShare
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, regions_of
@@ -185,20 +185,20 @@ class DecathlonDataModule(L.LightningDataModule):
         wanted = set(case_ids)
         return tuple(case for case in self.task.cases if case.case_id in wanted)
 
-    def finest_level(self, case: Case) -> int:
-        """Level that a scan is seen from on; 0 for all with ``upsample``.
+    def finest_grids(self, case: Case) -> FinestGrids:
+        """Those that a scan is seen on; with ``upsample`` those of level 0.
 
         Raises:
             UserError: If its header cannot be read.
         """
         if self.upsample:
-            return 0
-        return route(self._spacing_of(case), self.preprocessing.spacing, dict(enumerate(self.strides))).level
+            return FULL
+        return finest_grids(self._spacing_of(case), self.preprocessing.spacing, self.strides)
 
     @property
     def lacks_levels(self) -> bool:
         """Whether some training scan is not seen at every level."""
-        return any(self.finest_level(case) for case in self.cases_of(self.split.train))
+        return any(self.finest_grids(case).level for case in self.cases_of(self.split.train))
 
     def typical_size(self) -> Size3:
         """Of what a network is trained with, in base voxels: the patch, or the median case.
@@ -225,7 +225,7 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"Checking and preprocessing {len(new)} cases of {self.root} into {self.cache_dir}")
         check_cases(self.task, track(new, "Checking", transient=True))
         for case in track(new, "Preprocessing", transient=True):
-            write_cached(case, self.preprocessing, self.strides, self.cache_dir)
+            write_cached(case, *self._grid_of(case))
 
     def train_dataloader(self) -> DataLoader[tio.Subject]:
         """Shuffled batches of training patches, of which each process has its own.
@@ -237,7 +237,7 @@ class DecathlonDataModule(L.LightningDataModule):
         """
         seed = run_seed() or 0
         cases = self._cached(self.split.train)
-        self._say_what_resolutions_train(cases.finest_levels)
+        self._say_what_resolutions_train([grids.level for grids in cases.grids])
         seen = set().union(*(case.classes for case in cases.cases))
         if unseen := [name for value, name in enumerate(self.task.classes) if value > 0 and value not in seen]:
             rank_zero_info(f"{self.root}: no training case has {few(unseen)}, which the network will not learn")
@@ -376,17 +376,21 @@ class DecathlonDataModule(L.LightningDataModule):
 
     def _is_cached(self, case: Case) -> bool:
         """Whether the case was checked and preprocessed before, for as many channels and classes."""
-        cached = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
+        cached = find_cached(case, *self._grid_of(case))
         return cached is not None and cached.fits(self.task)
+
+    def _grid_of(self, case: Case) -> tuple[Preprocessing, list[Size3], Path, FinestGrids]:
+        """What a case is brought to, and where it is kept."""
+        return self.preprocessing, self.strides, self.cache_dir, self.finest_grids(case)
 
     def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
         cases = self.cases_of(case_ids)
         cached = []
         for case in cases:
-            found = find_cached(case, self.preprocessing, self.strides, self.cache_dir)
+            grid = self._grid_of(case)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
-            cached.append(found or write_cached(case, self.preprocessing, self.strides, self.cache_dir))
-        return NormalizedCases(cached, self.preprocessing, [self.finest_level(case) for case in cases])
+            cached.append(find_cached(case, *grid) or write_cached(case, *grid))
+        return NormalizedCases(cached, self.preprocessing, [self.finest_grids(case) for case in cases])
 
     def _processes(self) -> tuple[int, int]:
         """How many processes the run has, and which this is."""

@@ -11,6 +11,7 @@ from rare_lightning.data.cache import CachedCase, as_subject
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
+from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.sampling import seeded
 from rare_lightning.errors import UserError
 from rare_lightning.networks.grids import Size3
@@ -22,15 +23,15 @@ class NormalizedCases:
     Args:
         cases: Cached cases.
         preprocessing: Normalises them.
-        finest_levels: Level that each is seen from on; 0 by default.
+        grids: That each fills; those of level 0 by default.
     """
 
     def __init__(
-        self, cases: Sequence[CachedCase], preprocessing: Preprocessing, finest_levels: Sequence[int] | None = None
+        self, cases: Sequence[CachedCase], preprocessing: Preprocessing, grids: Sequence[FinestGrids] | None = None
     ) -> None:
         self.cases = list(cases)
         self.preprocessing = preprocessing
-        self.finest_levels = [0] * len(self.cases) if finest_levels is None else list(finest_levels)
+        self.grids = [FULL] * len(self.cases) if grids is None else list(grids)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -40,7 +41,7 @@ class NormalizedCases:
 
         Returns:
             ``image`` (C, D, H, W) as level 0 sees it, ``label`` (1, D, H, W), ``case``, its ``statistics`` and
-            ``finest_level``.
+            ``grids``.
         """
         case, where = self.cases[index], (slice(None), *window)
         statistics = case.statistics
@@ -48,7 +49,7 @@ class NormalizedCases:
         subject = as_subject(image, np.array(case.label[where]), case.affine)
         subject["case"] = case.case_id
         subject["statistics"] = statistics
-        subject["finest_level"] = self.finest_levels[index]
+        subject["grids"] = self.grids[index]
         return subject
 
 

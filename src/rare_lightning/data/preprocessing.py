@@ -14,8 +14,9 @@ from torch import Tensor
 from rare_lightning.data.cropping import content_box
 from rare_lightning.data.geometry import level_affine, read_geometry
 from rare_lightning.data.resampling import covering_size, resample, resample_labels
+from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.task import Case
-from rare_lightning.networks.grids import Size3, Spacing, triple
+from rare_lightning.networks.grids import Size3, Spacing, cells, level_spacing, repeat_blocks, round_up, triple
 
 Normalize = Literal["zscore", "percentile"] | tuple[float, float]
 Foreground = Literal["nonzero", "otsu", "all"]
@@ -61,18 +62,25 @@ class Preprocessing:
             normalize = tuple(normalize)
         return cls(tuple(values["spacing"]), normalize, values["foreground"])
 
-    def on_base_grid(self, case: Case) -> tio.Subject:
+    def on_base_grid(self, case: Case, grids: FinestGrids = FULL) -> tio.Subject:
         """:func:`read_case`, brought to the base spacing."""
-        return self.to_base_grid(read_case(case))
+        return self.to_base_grid(read_case(case), grids)
 
-    def to_base_grid(self, subject: tio.Subject) -> tio.Subject:
-        """Bring what :func:`read_case` has read to the base spacing, in place, as a scan to its level at inference."""
+    def to_base_grid(self, subject: tio.Subject, grids: FinestGrids = FULL) -> tio.Subject:
+        """Bring what :func:`read_case` has read to the base spacing, in place, as a scan to its level at inference.
+
+        Args:
+            subject: The case.
+            grids: That it fills. Image and label are brought to those, and repeated over the blocks of base voxels: the
+                average of a block is then what inference makes of the scan, and interpolation would blur it.
+        """
         image, label = subject.image, subject.label
         spacing = image.spacing
         if not np.allclose(spacing, self.spacing, rtol=1e-3):
-            size = covering_size(image.spatial_shape, spacing, self.spacing)
-            image.set_data(resample(image.data, spacing, self.spacing, size))
-            label.set_data(resample_labels(label.data, spacing, self.spacing, size))
+            size = round_up(covering_size(image.spatial_shape, spacing, self.spacing), grids.image)
+            for part, bring, stride in ((image, resample, grids.image), (label, resample_labels, grids.label)):
+                seen = bring(part.data, spacing, level_spacing(self.spacing, stride), cells(size, stride))
+                part.set_data(repeat_blocks(seen, stride))
             image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
         return subject
 

@@ -14,8 +14,9 @@ from rare_lightning.data.geometry import level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.resampling import largest_share
+from rare_lightning.data.routing import FULL
 from rare_lightning.data.sampling import seeded
-from rare_lightning.networks.grids import Size3, block_average, round_up
+from rare_lightning.networks.grids import Size3, block_average, round_up, triple
 
 LabelDownsampling = Literal["majority", "nearest", "corner"]
 
@@ -81,26 +82,45 @@ class LabelPyramid:
         base: ``(B, D, H, W)``, sizes multiples of the strides.
         strides: Cumulative stride of each level.
         label_downsampling: See :func:`downsample_label`.
+        finest_stride: Of the finest grid that the labels fill.
     """
 
-    def __init__(self, base: Tensor, strides: Sequence[Size3], label_downsampling: LabelDownsampling = "majority"):
+    def __init__(
+        self,
+        base: Tensor,
+        strides: Sequence[Size3],
+        label_downsampling: LabelDownsampling = "majority",
+        finest_stride: Size3 = (1, 1, 1),
+    ) -> None:
         self.strides = list(strides)
         self.label_downsampling = label_downsampling
-        self._made = {0: base}
+        self.finest_stride = finest_stride
+        self._made: dict[Size3, Tensor] = {(1, 1, 1): base}
 
     def __getitem__(self, level: int) -> Tensor:
         """``(B, D_l, H_l, W_l)``, on the device of the batch."""
-        if level not in self._made:
-            self._made[level] = downsample_label(self._made[0], self.strides[level], self.label_downsampling)
-        return self._made[level]
+        return self.on(self.strides[level])
+
+    @property
+    def finest(self) -> Tensor:
+        """``(B, D, H, W)`` on the finest grid that the labels fill."""
+        return self.on(self.finest_stride)
+
+    def on(self, stride: Size3) -> Tensor:
+        """``(B, D, H, W)`` on the grid of a stride."""
+        if stride not in self._made:
+            self._made[stride] = downsample_label(self.on((1, 1, 1)), stride, self.label_downsampling)
+        return self._made[stride]
 
     def to(self, *args: Any, **kwargs: Any) -> "LabelPyramid":
         """On another device, as Lightning asks of what a batch holds."""
-        return LabelPyramid(self._made[0].to(*args, **kwargs), self.strides, self.label_downsampling)
+        base = self.on((1, 1, 1)).to(*args, **kwargs)
+        return LabelPyramid(base, self.strides, self.label_downsampling, self.finest_stride)
 
     def pin_memory(self) -> "LabelPyramid":
         """In page-locked memory, as loaders for GPUs ask of what a batch holds."""
-        return LabelPyramid(self._made[0].pin_memory(), self.strides, self.label_downsampling)
+        base = self.on((1, 1, 1)).pin_memory()
+        return LabelPyramid(base, self.strides, self.label_downsampling, self.finest_stride)
 
 
 def make_pyramid(
@@ -171,7 +191,9 @@ class PyramidCollate:
         """
         largest = [max(sizes) for sizes in zip(*(subject.spatial_shape for subject in subjects), strict=True)]
         size = round_up(largest, self.strides[-1])
-        finest = max(subject.get("finest_level", 0) for subject in subjects)
+        grids = [subject.get("grids", FULL) for subject in subjects]
+        finest = max(each.level for each in grids)
+        label_stride = triple(max(steps) for steps in zip(*(each.label for each in grids), strict=True))
         items = []
         for subject in subjects:
             shape = subject.spatial_shape
@@ -190,6 +212,6 @@ class PyramidCollate:
                 }
             )
         batch: dict[str, Any] = default_collate(items)
-        batch["label"] = LabelPyramid(batch["label"], self.strides, self.label_downsampling)
+        batch["label"] = LabelPyramid(batch["label"], self.strides, self.label_downsampling, label_stride)
         batch["spacing"] = [subject.spacing for subject in subjects]  # no tensor: not every device has double precision
         return batch

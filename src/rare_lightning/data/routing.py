@@ -1,4 +1,4 @@
-"""Which level a scan enters at, from its voxel spacing in mm and never from its shape."""
+"""Which level a scan enters at, and which grids it fills, from its voxel spacing in mm and never from its shape."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,41 @@ class Route:
     level: int
     spacing: Spacing
     note: str
+
+
+@dataclass(frozen=True)
+class FinestGrids:
+    """The finest grids that a scan and its label fill.
+
+    Attributes:
+        level: Level that the scan enters at; it shows nothing that finer ones would.
+        image: Stride of that level.
+        label: Stride of the label's grid: along each axis the largest of a level that is coarser neither than the scan
+            nor than that level. A label in thick slices keeps its detail within them.
+    """
+
+    level: int = 0
+    image: Size3 = (1, 1, 1)
+    label: Size3 = (1, 1, 1)
+
+
+FULL = FinestGrids()  # what a scan of the base spacing fills
+
+
+def finest_grids(spacing: Spacing, base_spacing: Spacing, strides: Sequence[Size3]) -> FinestGrids:
+    """Of a scan of this spacing in mm.
+
+    Args:
+        spacing: Along the canonical axes.
+        base_spacing: Of level 0.
+        strides: Cumulative stride of each level.
+    """
+    level = route(spacing, base_spacing, dict(enumerate(strides))).level
+    label = triple(
+        max(s[axis] for s in strides[: level + 1] if s[axis] == 1 or s[axis] * base <= mm * (1 + TOLERANCE))
+        for axis, (mm, base) in enumerate(zip(spacing, base_spacing, strict=True))
+    )
+    return FinestGrids(level, strides[level], label)
 
 
 def route(

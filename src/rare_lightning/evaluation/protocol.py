@@ -35,7 +35,9 @@ def on_level_and_base_grid(probabilities: Tensor, stride: Size3, answer_grid: Gr
     return probabilities, interpolate(probabilities, stride)
 
 
-def answer_by_truth(softmax: Tensor, stride: Size3, answer_grid: Grid, shape: Sequence[int]) -> dict[Truth, Tensor]:
+def answer_by_truth(
+    softmax: Tensor, stride: Size3, answer_grid: Grid, shape: Sequence[int], label_stride: Size3 = (1, 1, 1)
+) -> dict[Truth, Tensor]:
     """What of a level's answer is compared with each truth.
 
     Args:
@@ -43,14 +45,15 @@ def answer_by_truth(softmax: Tensor, stride: Size3, answer_grid: Grid, shape: Se
         stride: Of the level.
         answer_grid: That grid.
         shape: Of the base grid without padding.
+        label_stride: Of the label's own grid.
 
     Returns:
-        Class indices, without padding: ``level`` on the level grid, ``fine`` on the base grid.
+        Class indices, without padding: ``level`` on the level grid, ``fine`` on the label's own.
     """
     on_level, on_base = on_level_and_base_grid(softmax, stride, answer_grid)
     return {
         "level": without_padding(to_labels(on_level[0]), shape, stride),
-        "fine": without_padding(to_labels(on_base[0]), shape),
+        "fine": without_padding(to_labels(block_average(on_base, label_stride)[0]), shape, label_stride),
     }
 
 
@@ -63,11 +66,12 @@ def score_level(
     base_spacing: Spacing,
     regions: Regions,
     tolerance_mm: float,
+    label_stride: Size3 = (1, 1, 1),
 ) -> list[Row]:
     """Score the label maps of one case at one level.
 
     Args:
-        predictions: Truth -> class indices ``(D, H, W)``: ``level`` on the level grid, ``fine`` on the base grid.
+        predictions: Truth -> class indices ``(D, H, W)``: ``level`` on the level grid, ``fine`` on the label's own.
         truths: The same for the labels.
         case: Case id.
         level: Level the scan entered at.
@@ -75,12 +79,13 @@ def score_level(
         base_spacing: Of the base grid in mm.
         regions: Names and label values of what is scored.
         tolerance_mm: Of NSD, in mm.
+        label_stride: Of the label's own grid, the base grid but for coarse scans.
     """
-    scan_spacing = level_spacing(base_spacing, stride)
+    scan_spacing, label_spacing = level_spacing(base_spacing, stride), level_spacing(base_spacing, label_stride)
     rows = []
     for truth in TRUTHS:
-        spacing = scan_spacing if truth == "level" else base_spacing
-        if truth == "level" or stride != (1, 1, 1):  # at level 0 they are one
+        spacing = scan_spacing if truth == "level" else label_spacing
+        if truth == "level" or stride != label_stride:  # where they are one
             by_region = score_regions(predictions[truth], truths[truth], spacing, regions, tolerance_mm)
         rows += [Row(case, level, scan_spacing, truth, name, scores) for name, scores in by_region.items()]
     return rows

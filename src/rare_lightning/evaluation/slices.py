@@ -46,7 +46,7 @@ def cut_slice(
     image: Tensor,
     truth: Tensor,
     prediction: Tensor,
-    base_spacing: Sequence[float],
+    label_spacing: Sequence[float],
 ) -> Slice:
     """The axial slice that holds most foreground of the truth; the middle one if there is none.
 
@@ -54,13 +54,13 @@ def cut_slice(
         level: The level.
         spacing_mm: Its spacing.
         image: ``(D_l, H_l, W_l)`` on the level grid.
-        truth: ``(D, H, W)`` class indices on the base grid.
+        truth: ``(D, H, W)`` class indices on the label's grid.
         prediction: The same of the answer.
-        base_spacing: Of the base grid, in mm.
+        label_spacing: Of that grid, in mm.
     """
     foreground = (truth > 0).sum((0, 1))
     index = int(foreground.argmax()) if foreground.any() else truth.shape[2] // 2
-    stride = [round(mm / base) for mm, base in zip(spacing_mm, base_spacing, strict=True)]
+    stride = [round(mm / base) for mm, base in zip(spacing_mm, label_spacing, strict=True)]
     plane = image[:, :, index // stride[2]]
     shown = plane.repeat_interleave(stride[0], 0).repeat_interleave(stride[1], 1)
     present = set(np.union1d(truth.cpu().numpy(), prediction.cpu().numpy()).tolist()) - {0}
@@ -71,7 +71,7 @@ def cut_slice(
         truth=truth[:, :, index].cpu().numpy().astype(np.uint8),
         prediction=prediction[:, :, index].cpu().numpy().astype(np.uint8),
         dice=mean_defined(dice(prediction == value, truth == value) for value in sorted(present)),
-        aspect=base_spacing[1] / base_spacing[0],
+        aspect=label_spacing[1] / label_spacing[0],
     )
 
 

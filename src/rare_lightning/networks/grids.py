@@ -86,6 +86,13 @@ def block_average(x: Tensor, stride: Size3) -> Tensor:
     return x if stride == (1, 1, 1) else F.avg_pool3d(x, stride)
 
 
+def repeat_blocks(x: Tensor, stride: Size3) -> Tensor:
+    """Repeat the voxels of ``(..., D, H, W)`` over blocks: level grid of that stride -> base grid."""
+    for axis, step in zip((-3, -2, -1), stride, strict=True):
+        x = x.repeat_interleave(step, dim=axis) if step > 1 else x
+    return x
+
+
 def interpolate(x: Tensor, stride: Size3) -> Tensor:
     """Trilinear ``(B, C, D, H, W)``: level grid of that stride -> base grid, physically aligned."""
     if stride == (1, 1, 1):

@@ -117,7 +117,8 @@ def _write_data(data: DecathlonDataModule, folders: Folders) -> None:
 
 
 def _scans_of(case: Case, data: DecathlonDataModule) -> list[LevelScan]:
-    return level_scans(data.preprocessing.on_base_grid(case), data.strides, data.label_downsampling)
+    subject = data.preprocessing.on_base_grid(case, data.finest_grids(case))
+    return level_scans(subject, data.strides, data.label_downsampling)
 
 
 def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float) -> dict[Feed, list[Row]]:
@@ -127,8 +128,8 @@ def _score(data: DecathlonDataModule, folders: Folders, nsd_tolerance_mm: float)
         scans = _scans_of(case, data)
         for feed in FEEDS:
             softmax_of = partial(_answer, data, folders, feed, case.case_id)
-            scored = score_case(case.case_id, scans, softmax_of, data.regions, nsd_tolerance_mm)
-            rows[feed] += [row for row in scored if row.level >= data.finest_level(case)]
+            grids = data.finest_grids(case)
+            rows[feed] += score_case(case.case_id, scans, softmax_of, data.regions, nsd_tolerance_mm, grids)
     return rows
 
 

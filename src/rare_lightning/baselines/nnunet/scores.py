@@ -10,6 +10,8 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from rare_lightning.baselines.nnunet.dataset import LevelScan
+from rare_lightning.data.pyramid import downsample_label
+from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.task import Regions
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import (
@@ -50,6 +52,7 @@ def score_case(
     softmax_of: Callable[[LevelScan], tuple[Tensor, Grid]],
     regions: Regions,
     tolerance_mm: float,
+    grids: FinestGrids = FULL,
 ) -> list[Row]:
     """Score the answers to a case at every level against both truths, on the voxels that ``rare test`` scores.
 
@@ -60,13 +63,17 @@ def score_case(
             to the base spacing.
         regions: Names and label values of what is scored.
         tolerance_mm: Of NSD.
+        grids: That the scan fills: finer levels are not scored.
     """
     rows = []
     fine = scans[0].label
     spacing = triple(voxel_sizes(scans[0].affine).tolist())
-    for scan in scans:
+    label = downsample_label(fine[None], grids.label)[0]
+    for scan in scans[grids.level :]:
         softmax, grid = softmax_of(scan)
-        predictions = answer_by_truth(softmax[None], scan.stride, grid, fine.shape)
-        truths: dict[Truth, Tensor] = {"level": scan.label, "fine": fine}
-        rows += score_level(predictions, truths, case_id, scan.level, scan.stride, spacing, regions, tolerance_mm)
+        predictions = answer_by_truth(softmax[None], scan.stride, grid, fine.shape, grids.label)
+        truths: dict[Truth, Tensor] = {"level": scan.label, "fine": label}
+        rows += score_level(
+            predictions, truths, case_id, scan.level, scan.stride, spacing, regions, tolerance_mm, grids.label
+        )
     return rows
