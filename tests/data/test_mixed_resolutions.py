@@ -16,6 +16,7 @@ from rare_lightning.data.routing import FinestGrids
 from rare_lightning.errors import UserError
 from rare_lightning.module import SegmentationModule
 from rare_lightning.networks import Prediction, RAREUNet
+from rare_lightning.networks.grids import block_average, repeat_blocks
 
 CONFIG = "tests/conf/tiny.yaml"
 
@@ -70,6 +71,19 @@ def test_a_label_in_thick_slices_keeps_its_detail_within_them(mixed):
     agreeing = sum(int((one == label[..., i, None]).sum()) for i, one in enumerate(thick))
     assert agreeing > 0.97 * 2 * label.numel()  # interpolation moves borders between slices alone
     torch.testing.assert_close(batch["label"][1], downsample_label(batch["label"].finest, (2, 2, 1)))
+
+
+def test_patches_of_coarse_scans_are_cut_between_their_voxels(mixed):
+    data = make(mixed, patch_size=[8, 12, 8], patches_per_case=20, foreground_fraction=0.5, batch_size=1)
+    data.prepare_data()
+    patches = data.train_dataloader().dataset
+    coarse = [patches[i] for i in range(len(patches)) if patches[i]["case"] == "hippocampus_001"]
+    for patch in coarse:
+        blocks = block_average(patch.image.data[None], (2, 2, 2))[0]
+        torch.testing.assert_close(repeat_blocks(blocks, (2, 2, 2)), patch.image.data, rtol=1e-4, atol=1e-5)
+        label = patch.label.data
+        assert torch.equal(repeat_blocks(label[..., ::2, ::2, ::2], (2, 2, 2)), label)
+    assert len({tuple(patch.image.data.flatten()[:8].tolist()) for patch in coarse}) > 3
 
 
 def test_answers_are_compared_with_coarse_labels_on_their_grid(mixed, tmp_path):

@@ -113,11 +113,16 @@ class TestReport(L.Callback):
 
 
 def _median_and_worst(slices: dict[str, list[Slice]]) -> list[tuple[str, list[Slice]]]:
-    """The cases with the median and the lowest mean fine Dice over levels; cases without any foreground come last."""
+    """The cases with the median and the lowest mean fine Dice over levels; cases without any foreground come last.
+
+    The median is of those that are seen at the most levels.
+    """
     dice = {case: mean_defined(piece.dice for piece in pieces) for case, pieces in slices.items()}
     ranked = sorted(dice, key=lambda case: (np.isnan(dice[case]), dice[case], case))
     defined = [case for case in ranked if not np.isnan(dice[case])] or ranked
-    median, worst = defined[len(defined) // 2], defined[0]
+    most = max(len(slices[case]) for case in defined)
+    seen = [case for case in defined if len(slices[case]) == most]
+    median, worst = seen[len(seen) // 2], defined[0]
     if median == worst:
         return [(f"median and worst: {median}", slices[median])]
     return [(f"median: {median}", slices[median]), (f"worst: {worst}", slices[worst])]

@@ -94,9 +94,7 @@ class TrainingPatches(Dataset[tio.Subject]):
         """``image`` (C, D, H, W), ``label`` (1, D, H, W), ``case``, and ``random_key`` for draws that come later."""
         case = index % len(self.cases)
         with seeded(self.seed, index):
-            subject = self.cases.cut(
-                case, self._place(self.cases.cases[case], self.patch_size) if self.patch_size else ()
-            )
+            subject = self.cases.cut(case, self._place(case, self.patch_size) if self.patch_size else ())
             if self.augmentation is not None:
                 spacing = subject.spacing
                 subject = self.augmentation(subject)
@@ -111,8 +109,12 @@ class TrainingPatches(Dataset[tio.Subject]):
                 part.set_data(pad_to_size(part.data, self.patch_size))
         return subject
 
-    def _place(self, case: CachedCase, patch_size: Size3) -> tuple[slice, ...]:
-        """Window of the patch; the whole axis where the volume is not larger."""
+    def _place(self, index: int, patch_size: Size3) -> tuple[slice, ...]:
+        """Window of the patch; the whole axis where the volume is not larger.
+
+        It begins where a voxel of the finest grid that the scan fills does, or blocks would hold parts of several.
+        """
+        case, stride = self.cases.cases[index], self.cases.grids[index].image
         lowest, highest = [0, 0, 0], [max(n - p, 0) for n, p in zip(case.shape, patch_size, strict=True)]
         foreground = case.foreground
         if len(foreground) and float(torch.rand(())) < self.foreground_fraction:
@@ -122,7 +124,10 @@ class TrainingPatches(Dataset[tio.Subject]):
             # Among the places that contain the voxel.
             lowest = [max(v - p + 1, 0) for v, p in zip(voxel, patch_size, strict=True)]
             highest = [min(v, high) for v, high in zip(voxel, highest, strict=True)]
-        starts = [int(torch.randint(low, high + 1, ())) for low, high in zip(lowest, highest, strict=True)]
+        starts = [
+            s * int(torch.randint(-(-low // s), high // s + 1, ()))
+            for low, high, s in zip(lowest, highest, stride, strict=True)
+        ]
         return tuple(slice(start, start + p) for start, p in zip(starts, patch_size, strict=True))
 
 
