@@ -1,7 +1,5 @@
 """``rare fit``, ``validate`` and ``test``: LightningCLI with run folders and the task's classes."""
 
-import argparse
-import json
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,11 +19,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rare_lightning.callbacks import EpochSeed, TestReport, TrainingPace, TrainingRecord, ValidationSlices
 from rare_lightning.checkpoint_io import LAST, AtomicCheckpointIO, find_last
-from rare_lightning.configuration import begin_from, changed_settings, read_checkpoint
+from rare_lightning.commands.settings import (
+    OF_DATA,
+    checkpoint_to_resume,
+    compare_settings,
+    plan_network,
+    refuse_another_split,
+    refuse_nothing_to_do,
+    refuse_what_cannot_hold,
+    with_settings_of_checkpoint,
+)
+from rare_lightning.configuration import begin_from, read_checkpoint
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.download import find_task
 from rare_lightning.data.geometry import format_spacing
-from rare_lightning.data.random_spacing import EXACT
 from rare_lightning.data.task import Task, regions_of
 from rare_lightning.errors import UserError, few
 from rare_lightning.files import write_json
@@ -34,44 +41,12 @@ from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import sigterm_before_loaders
 from rare_lightning.provenance import describe_process
 from rare_lightning.run_folder import (
-    OF_BEGUN,
     log_into,
     only_writer,
     refuse_folder_in_use,
     run_folder,
-    settings_of_training,
     unused,
 )
-
-ELSEWHERE = {"data.root", "data.cache_dir", "data.num_workers", "data.download"}
-"""Settings that change nothing but where and how fast a run goes."""
-
-OF_SPLIT = ("seed", "fold", "folds", "test_fraction", "splits_file")
-
-OF_CHECKPOINT = {f"data.{name}" for name in (*OF_SPLIT, "spacing", "normalize", "foreground")} | {"model.init_from"}
-"""Settings of split and preprocessing, and of the beginning: a network goes on with the cases that it knows."""
-
-OF_DATA = {"levels": "levels", "depth": "depth", "strides": "strides", "in_channels": "root", "out_channels": "root"}
-"""Arguments of a network that follow from the data, and from which of its settings."""
-
-OF_STEPS = (
-    "precision",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "limit_train_batches",
-    "limit_val_batches",
-    "check_val_every_n_epoch",
-    "val_check_interval",
-    "sync_batchnorm",
-)
-"""Settings of the Trainer that make other steps, or another best checkpoint."""
-
-OF_BEST = ("monitor", "mode", "save_top_k")
-"""Settings of the checkpoint that say which is the best."""
-
-OF_LENGTH = ("max_epochs", "max_steps")
-"""Settings of the Trainer that learning rates follow, unless they are constant."""
 
 
 class RunRecord(SaveConfigCallback):
@@ -163,7 +138,7 @@ class RareCLI(LightningCLI):
             if setting and name.startswith("--model.network."):
                 # From a file it is overruled without a word: the config.yaml of a run holds it, and may be given again.
                 raise UserError(f"{name} follows from the data: give --data.{setting}")
-        self.config = parser.parse_args(_with_settings_of_checkpoint(args))
+        self.config = parser.parse_args(with_settings_of_checkpoint(args))
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything ({seed}) must be 0 or more, and less than {2**32}")
@@ -174,42 +149,23 @@ class RareCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Give the run its folder."""
         config = self.config[self.subcommand]
-        _refuse_what_cannot_hold(config)
+        refuse_what_cannot_hold(config)
         if config.resume:
-            config.ckpt_path = _checkpoint_to_resume(config, str(self.subcommand))
+            config.ckpt_path = checkpoint_to_resume(config, str(self.subcommand))
         checkpoint = config.get("ckpt_path")
         folder = run_folder(config.run_dir, None if checkpoint in model_names() else checkpoint)
         if checkpoint is not None:
             checkpoint = config.ckpt_path = str(find_checkpoint(checkpoint))
-        if self.subcommand == "fit":
-            if not config.resume:
-                refuse_folder_in_use(folder, checkpoint)
-            if checkpoint is None:
-                _plan_network(config, {})
-            else:
-                # And not by Lightning, who would run the pickles of one that comes from a URL.
-                content = read_checkpoint(checkpoint)
-                if "optimizer_states" not in content:
-                    raise UserError(f"{checkpoint}: holds weights alone. Begin from them by --model.init_from")
-                _plan_network(config, content["hyper_parameters"].get("network", {}).get("init_args", {}))
-                self._compare_settings(content, config)
-                if config.resume:
-                    self._processes_before = content["callbacks"].get("TrainingRecord", {}).get("processes")
-                else:
-                    _refuse_nothing_to_do(content, config)
-                self._data_state = content["DecathlonDataModule"]
-        elif checkpoint is None:
-            raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
-        else:
+        if self.subcommand == "fit" and not config.resume:
+            refuse_folder_in_use(folder, checkpoint)
+        if checkpoint is not None:
+            # And not by Lightning, who would run the pickles of one that comes from a URL.
             content = read_checkpoint(checkpoint)
-            saved = {**content["datamodule_hyper_parameters"], "splits_file": None}
-            ignored = [f"data.{name}" for name in OF_SPLIT if config.data[name] != saved.get(name, config.data[name])]
-            if ignored:
-                raise UserError(
-                    f"rare {self.subcommand} takes the cases by the checkpoint's split, and those that it does not "
-                    f"know for test cases: leave out {', '.join(ignored)}"
-                )
-            self._data_state, self._root_before = content["DecathlonDataModule"], saved["root"]
+            (self._go_on_from if self.subcommand == "fit" else self._score)(content, config)
+        elif self.subcommand == "fit":
+            plan_network(config, {})
+        else:
+            raise UserError(f"rare {self.subcommand} needs --ckpt_path, a checkpoint that rare fit wrote")
         log_into(config.trainer, folder, str(self.subcommand), origin=config.trainer.default_root_dir)
         config.run_dir = str(folder)
         config.trainer.default_root_dir = str(folder)
@@ -221,40 +177,29 @@ class RareCLI(LightningCLI):
         record, pace = TrainingRecord(), TrainingPace()
         self.trainer_defaults["callbacks"] = [TestReport(folder / "test"), record, pace, EpochSeed(), last]
 
+    def _go_on_from(self, checkpoint: dict[str, Any], config: Namespace) -> None:
+        """Train on."""
+        if "optimizer_states" not in checkpoint:
+            raise UserError(f"{config.ckpt_path}: holds weights alone. Begin from them by --model.init_from")
+        plan_network(config, checkpoint["hyper_parameters"].get("network", {}).get("init_args", {}))
+        compare_settings(checkpoint, config)
+        if config.resume:
+            self._processes_before = checkpoint["callbacks"].get("TrainingRecord", {}).get("processes")
+        else:
+            refuse_nothing_to_do(checkpoint, config)
+        self._data_state = checkpoint["DecathlonDataModule"]
+
+    def _score(self, checkpoint: dict[str, Any], config: Namespace) -> None:
+        """Validate or test."""
+        refuse_another_split(checkpoint, config, str(self.subcommand))
+        self._data_state = checkpoint["DecathlonDataModule"]
+        self._root_before = checkpoint["datamodule_hyper_parameters"]["root"]
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The configured Trainer, writing checkpoints whole."""
         plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         return super().instantiate_trainer(plugins=[AtomicCheckpointIO(), *plugins], **kwargs)
-
-    @staticmethod
-    def _compare_settings(checkpoint: dict[str, Any], config: Namespace) -> None:
-        """Say which settings differ from a checkpoint's and which of them hold.
-
-        Raises:
-            UserError: If the run is to be resumed, which has one set of settings.
-        """
-        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
-        given = {section: config[section].as_dict() for section in saved}
-        del given["model"]["regions"]  # they follow from data.regions
-        written = settings_of_training(run_folder(None, config.ckpt_path))
-        if {"seed_everything", "trainer", "checkpoint"} <= written.keys():  # or it is somebody else's config.yaml
-            # Checkpoints do not hold these.
-            names = OF_STEPS if config.model.scheduler == "constant" else (*OF_STEPS, *OF_LENGTH)
-            for settings, source in ((saved, written), (given, config)):
-                settings["seed_everything"] = source["seed_everything"]
-                settings["trainer"] = {name: source["trainer"][name] for name in names}
-                settings["checkpoint"] = {name: source["checkpoint"][name] for name in OF_BEST}
-        changes = [change for change in changed_settings(saved, given) if change.name not in ELSEWHERE]
-        if config.resume and changes:
-            listed = "; ".join(map(str, changes))
-            raise UserError(
-                f"--resume goes on with a run as it was begun, but {listed}. Give what it was begun with, or a new "
-                f"--run_dir and --ckpt_path {config.ckpt_path}"
-            )
-        for change in changes:
-            holds = "checkpoint's" if change.name in OF_CHECKPOINT else "given one"
-            rank_zero_info(f"{change}; the {holds} holds")
 
     def instantiate_classes(self) -> None:
         """Build everything; a constructor that refuses its arguments refuses what the user wrote."""
@@ -417,106 +362,6 @@ def train(words: list[str], purpose: str) -> None:
         },
         args=words,
     )
-
-
-def _with_settings_of_checkpoint(words: list[str]) -> list[str]:
-    """For validate and test: put the checkpoint's model and data settings before those of the command line."""
-    if not words or words[0] not in ("validate", "test"):
-        return words
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path")
-    path = parser.parse_known_args(words[1:])[0].ckpt_path
-    if path is None:
-        return words
-    checkpoint = read_checkpoint(path)
-    settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
-    for section in settings.values():
-        section.pop("_instantiator", None)
-    root = settings["data"]["root"]
-    if not Path(root).expanduser().is_dir() and not any(word.partition("=")[0] == "--data.root" for word in words):
-        raise UserError(f"{path}: its data are not at {root}: give --data.root, the folder of the task")
-    settings["data"].pop("splits_file", None)  # the checkpoint has the split, and the file may be gone
-    # What follows from the data is linked to it and not to be given; weights are the checkpoint's.
-    for name in ("class_names", "regions", "window_size", "init_from"):
-        settings["model"].pop(name, None)
-    if "network" not in settings["model"]:
-        raise UserError(f"{path}: does not say how its network is made, whose arguments are no plain values")
-    for name in OF_DATA:
-        settings["model"]["network"].get("init_args", {}).pop(name, None)
-    return [words[0], "--config", json.dumps(settings), *words[1:]]
-
-
-def _refuse_what_cannot_hold(config: Namespace) -> None:
-    """Settings that would be overruled, or mean something else than they say."""
-    root, checkpoints = config.trainer.default_root_dir, config.checkpoint.dirpath
-    # The config.yaml of a run has both as they were, and may be given again.
-    if (root or checkpoints) and not (root and checkpoints and Path(checkpoints) == Path(root) / "checkpoints"):
-        setting = f"checkpoint.dirpath ({checkpoints})" if checkpoints else f"trainer.default_root_dir ({root})"
-        raise UserError(f"{setting}: everything of a run goes into its folder. Give --run_dir instead")
-    kept, filename = config.checkpoint.save_top_k, config.checkpoint.filename
-    if kept not in (0, 1) and filename and "{" not in filename:
-        raise UserError(
-            f"checkpoint.save_top_k ({kept}): several checkpoints cannot all be called {filename}. Give names that "
-            "differ, such as --checkpoint.filename '{epoch}', or leave save_top_k at 1"
-        )
-    if config.checkpoint.monitor is None and config.checkpoint.mode == "min":  # to Lightning, that is last.ckpt's
-        raise UserError("checkpoint.mode min is of a checkpoint.monitor, which is null: leave it out")
-    if config.checkpoint.mode == "max" and "loss" in (config.checkpoint.monitor or ""):
-        raise UserError(
-            f"checkpoint.monitor ({config.checkpoint.monitor}) is best where it is lowest: give --checkpoint.mode min"
-        )
-    if config.trainer.max_epochs == 0 or config.trainer.max_steps == 0:
-        raise UserError("trainer.max_epochs and max_steps must leave something to train: 1 or more, or -1 for no end")
-    if config.trainer.accumulate_grad_batches < 1:
-        raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
-
-
-def _refuse_nothing_to_do(checkpoint: dict[str, Any], config: Namespace) -> None:
-    """Of a run that is over, whose new folder would hold nothing."""
-    done = checkpoint["epoch"] + checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    if config.trainer.max_epochs is not None and done >= config.trainer.max_epochs >= 0:
-        raise UserError(
-            f"{config.ckpt_path}: has trained {done} epochs, and trainer.max_epochs is {config.trainer.max_epochs}: "
-            "give more, or begin anew from its weights with --model.init_from"
-        )
-
-
-def _checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:
-    if subcommand != "fit":
-        raise UserError(f"--resume goes on with a training: leave it out of rare {subcommand}")
-    if config.run_dir is None or config.get("ckpt_path") is not None:
-        raise UserError("--resume needs --run_dir, the folder of the run, and finds the checkpoint there by itself")
-    folder = Path(config.run_dir).expanduser()
-    last = find_last(folder)
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # A run that is killed in its first moments has its loggers' folders, and no config.yaml yet.
-    if last is None and there - OF_BEGUN and "config.yaml" not in there:
-        raise UserError(f"{folder}: not the folder of a run (no config.yaml). Choose another --run_dir.")
-    return None if last is None else str(last)
-
-
-def _plan_network(config: Namespace, trained: dict[str, Any]) -> None:
-    """Tell a network whose shape follows from the data, as nnU-Net's does, the spacing and size of its input.
-
-    Args:
-        config: Of the run.
-        trained: Arguments of the network that a training goes on with: its weights have the shape that was planned.
-
-    Raises:
-        UserError: If the settings of the data contradict each other.
-    """
-    arguments = config.model.network.init_args
-    if "patch_size" not in arguments or arguments.patch_size is not None:
-        return
-    if trained.get("patch_size") is not None:
-        arguments.spacing, arguments.patch_size = trained["spacing"], trained["patch_size"]
-        return
-    try:
-        data = DecathlonDataModule(**{**config.data.as_dict(), "augmentation": None, "random_spacing": EXACT})
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    arguments.spacing = list(data.preprocessing.spacing)
-    arguments.patch_size = list(data.typical_size())
 
 
 def _channel_count(root: str | None, download: bool | str) -> int:
