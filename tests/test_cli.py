@@ -136,6 +136,34 @@ def test_a_data_set_of_regions_trains_and_is_scored_by_them(phantom, tmp_path):
     assert {row["class"] for row in read_cases(tmp_path / "run")} == {"hippocampus", "tail"}
 
 
+def test_a_checkpoint_of_before_upsampling_could_be_chosen_brings_scans_up(copied, phantom, tmp_path, capsys):
+    for name in ("best", "last"):
+        content = torch.load(copied / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        del content["datamodule_hyper_parameters"]["upsample"]
+        torch.save(content, copied / "checkpoints" / f"{name}.ckpt")
+    assert fit(phantom, copied, "--resume", "--trainer.max_epochs", "2") == 1
+    assert "data.upsample is False and was True" in last_line(capsys.readouterr().err)
+    root = shutil.copytree(phantom, tmp_path / "task")
+    for path in root.glob("*Tr/*.nii.gz"):
+        scan = nib.load(path)
+        nib.save(nib.Nifti1Image(scan.get_fdata(), scan.affine * [[2], [2], [2], [1]]), path)
+    words = ["test", "--ckpt_path", str(copied / "checkpoints" / "best.ckpt"), "--data.root", str(root)]
+    levels = []
+    for more in ([], ["--data.upsample", "false"]):
+        assert main([*words, *more]) == 0
+        levels.append({row["level"] for row in read_cases(copied)})
+    assert levels == [{"0", "1"}, {"1"}]
+
+
+def test_a_test_needs_no_training_scans(copied, phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    [split] = json.loads((copied / "splits.json").read_text())
+    for case in split["train"]:
+        (root / "imagesTr" / f"{case}.nii.gz").unlink()
+    words = ["test", "--ckpt_path", str(copied / "checkpoints" / "best.ckpt"), "--data.root", str(root)]
+    assert main(words) == 0
+
+
 def test_data_that_are_gone_are_asked_for(phantom, tmp_path, capsys):
     root = shutil.copytree(phantom, tmp_path / "task")
     assert fit(root, tmp_path / "run") == 0

@@ -4,6 +4,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -127,6 +128,20 @@ def test_scans_that_are_coarser_than_a_level_lack_it_in_all_methods(tmp_path, ca
     assert compare(tmp_path / "no", one, write_run(tmp_path / "c", 0.7)) == (1, None)
     message = "different levels of cases: a lacks case_00 at level 0, case_01 at level 0, "
     assert message in capsys.readouterr().err
+
+
+def test_the_mean_over_levels_is_never_one_of_fewer(tmp_path):
+    """Of draws without the only case of a level."""
+    one, other = (coarse(write_run(tmp_path / name, 0.8, seed=i), 11) for i, name in enumerate("ab"))
+    for run in (one, other):
+        path = run / "test" / "cases.csv"
+        rows = read_cases(path)
+        same = [replace(row, scores=row.scores._replace(dice=0.9 if row.level == 0 else 0.5)) for row in rows]
+        write_cases(same, path)
+    _, record = compare(tmp_path / "out", one, other)
+    means = [m for m in record["means"] if m["score"] == "dice" and m["level"] == "mean"]
+    assert means
+    assert all([m["low"], m["mean"], m["high"]] == pytest.approx([0.7] * 3) for m in means)
 
 
 def test_methods_without_a_level_in_common_are_refused(tmp_path, capsys):

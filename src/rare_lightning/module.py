@@ -168,9 +168,10 @@ class SegmentationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell processes that share gradients not to wait for those of levels that a batch leaves out."""
+        if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
+            return
         data: Any = getattr(self.trainer, "datamodule", None)
-        all_levels = self.level_cycle == [list(self.levels)] and not getattr(data, "lacks_levels", False)
-        if isinstance(self.trainer.strategy, DDPStrategy) and not all_levels:
+        if self.level_cycle != [list(self.levels)] or getattr(data, "lacks_levels", False):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The folder that a run writes into, and the loggers that write there."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,9 +163,11 @@ def _is_csv_of_run(logger: Namespace) -> bool:
 
 def _forget_run(settings: Namespace) -> None:
     """Leave of W&B settings what was given, and not what another run in their folder was called."""
+    if re.fullmatch(rf"{re.escape(settings.name or '')}-[0-9a-f]{{8}}", settings.get("group") or ""):
+        settings.group = None
     if settings.name == Path(settings.save_dir).resolve().name:
         settings.name = None
-    settings.save_dir = settings.id = settings.version = settings.group = None
+    settings.save_dir = settings.id = settings.version = None
 
 
 def _log_to_wandb(settings: Namespace, folder: Path, subcommand: str, training: Namespace | None) -> None:

@@ -1,6 +1,7 @@
 """Scans of several resolutions in one task: each is seen at the level that fits it, and at coarser ones."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -22,10 +23,8 @@ CONFIG = "tests/conf/tiny.yaml"
 
 
 def make(root, **settings):
-    spacing = settings.pop("spacing", [1.0, 1.0, 1.0])
-    return DecathlonDataModule(
-        str(root), levels=2, num_workers=0, spacing=spacing, splits_file=str(root / "splits.json"), **settings
-    )
+    defaults = {"levels": 2, "num_workers": 0, "spacing": [1, 1, 1], "splits_file": str(root / "splits.json")}
+    return DecathlonDataModule(str(root), **{**defaults, **settings})
 
 
 def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed):
@@ -84,6 +83,34 @@ def test_patches_of_coarse_scans_are_cut_between_their_voxels(mixed):
         label = patch.label.data
         assert torch.equal(repeat_blocks(label[..., ::2, ::2, ::2], (2, 2, 2)), label)
     assert len({tuple(patch.image.data.flatten()[:8].tolist()) for patch in coarse}) > 3
+
+
+def test_turned_labels_of_coarse_scans_keep_their_volume(mixed):
+    turn = tio.RandomAffine(degrees=15, translation=3, scales=0, default_pad_value="minimum")
+    plain, turned = (make(mixed, augmentation=augmentation, batch_size=1) for augmentation in (None, [turn]))
+    plain.prepare_data()
+    volumes = []
+    for data in (plain, turned):
+        patches = data.train_dataloader().dataset
+        cases = [patches[2 * i] for i in range(20)]  # all of hippocampus_001
+        assert {case["case"] for case in cases} == {"hippocampus_001"}
+        for case in cases:
+            label = case.label.data
+            assert torch.equal(repeat_blocks(label[..., ::2, ::2, ::2], (2, 2, 2)), label)
+            assert case.spacing == (1, 1, 1)
+        volumes.append(np.mean([int((case.label.data > 0).sum()) for case in cases]))
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.03)
+
+
+def test_batches_have_scans_of_one_resolution(mixed):
+    split = mixed / "all.json"
+    names = [f"hippocampus_{i:03d}" for i in range(1, 7)]
+    split.write_text(json.dumps([{"train": names[:5], "val": names[5:]}]))
+    data = make(mixed, splits_file=str(split), patches_per_case=8, patch_size=[8, 8, 8], batch_size=4)
+    data.prepare_data()
+    levels = [min(batch["image"]) for batch in data.train_dataloader()]
+    assert len(levels) == 10
+    assert levels.count(0) >= 16 // 4 - 1  # of two fine scans' sixteen patches
 
 
 def test_answers_are_compared_with_coarse_labels_on_their_grid(mixed, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from rare_lightning.inference import route
+from rare_lightning.data.routing import FULL, FinestGrids, finest_grids, route
 
 STRIDES = {0: (1, 1, 1), 1: (2, 2, 2), 2: (4, 4, 4), 3: (8, 8, 8)}
 
@@ -89,3 +89,27 @@ def test_a_scan_enters_at_one_of_the_levels_there_are():
     two = {level: STRIDES[level] for level in (1, 2)}
     assert [route((mm,) * 3, (1, 1, 1), two).level for mm in (1, 2, 4, 8)] == [1, 1, 2, 2]
     assert "finer than level 1" in route((1, 1, 1), (1, 1, 1), two).note
+
+
+@pytest.mark.parametrize(
+    ("spacing", "grids"),
+    [
+        ((1, 1, 1), FULL),
+        ((0.5, 0.5, 0.5), FULL),
+        ((1.5, 1.5, 1.5), FULL),
+        ((1.999, 1.999, 1.999), FinestGrids(1, (2, 2, 2), (2, 2, 2))),
+        ((4, 4, 4), FinestGrids(2, (4, 4, 4), (4, 4, 4))),
+        ((20, 20, 20), FinestGrids(3, (8, 8, 8), (8, 8, 8))),
+        ((1, 1, 2), FULL),
+        ((1, 1, 6), FinestGrids(2, (4, 4, 4), (1, 1, 4))),
+        ((2, 1, 5), FinestGrids(2, (4, 4, 4), (2, 1, 4))),
+    ],
+)
+def test_the_finest_grids_that_a_scan_fills(spacing, grids):
+    assert finest_grids(spacing, (1, 1, 1), list(STRIDES.values())) == grids
+
+
+def test_of_levels_with_one_grid_the_first_is_filled():
+    strides = [(1, 1, 1), (1, 1, 1), (2, 2, 2)]
+    assert finest_grids((1, 1, 1), (1, 1, 1), strides) == FULL
+    assert finest_grids((2, 2, 2), (1, 1, 1), strides).level == 2

@@ -72,3 +72,21 @@ def test_draws_of_a_key_leave_others_alone():
         assert torch.equal(torch.rand(2), drawn)
     with seeded(4, 3):
         assert not torch.equal(torch.rand(2), drawn)
+
+
+def test_batches_are_of_one_kind_as_far_as_they_go():
+    kinds = ["fine", "coarse", "fine"]
+    for epoch in range(3):
+        seen, orders = [], set()
+        for rank in range(2):
+            sampler = TrainingShare(60, 4, 1, 2, rank, kinds)
+            sampler.set_epoch(epoch)
+            share = list(sampler)
+            seen += share
+            batches = [[kinds[item % 60 % 3] for item in share[i : i + 4]] for i in range(0, len(share), 4)]
+            assert sum(len(set(batch)) > 1 for batch in batches) <= 1
+            orders.add(tuple(batch[0] for batch in batches))
+        assert sorted(seen) == [epoch * 60 + item for item in range(60)]
+        assert all(
+            list(order) not in (sorted(order), sorted(order)[::-1]) for order in orders
+        )  # in turns, not one kind after the other

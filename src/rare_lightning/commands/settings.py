@@ -59,6 +59,7 @@ def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
     for section in settings.values():
         section.pop("_instantiator", None)
+    settings["data"].setdefault("upsample", True)  # of before there was the setting
     root, elsewhere = settings["data"]["root"], {"--config", "--data", "--data.root", "--data.download"}
     if not Path(root).expanduser().is_dir() and elsewhere.isdisjoint(word.partition("=")[0] for word in words):
         raise UserError(f"{path}: its data are not at {root}: give --data.root, the folder of the task")
@@ -158,6 +159,7 @@ def compare_settings(checkpoint: dict[str, Any], config: Namespace) -> None:
         UserError: If the run is to be resumed, which has one set of settings.
     """
     saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+    saved["data"].setdefault("upsample", True)  # of before there was the setting
     given = {section: config[section].as_dict() for section in saved}
     del given["model"]["regions"]  # they follow from data.regions
     written = settings_of_training(run_folder(None, config.ckpt_path))

@@ -249,7 +249,7 @@ class DecathlonDataModule(L.LightningDataModule):
             foreground_fraction=self.foreground_fraction,
             seed=seed,
         )
-        share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes())
+        share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes(), kinds=cases.grids)
         collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, self.preprocessing)
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 

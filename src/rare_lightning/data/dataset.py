@@ -8,13 +8,13 @@ import torchio as tio
 from torch.utils.data import Dataset
 
 from rare_lightning.data.cache import CachedCase, as_subject
-from rare_lightning.data.geometry import format_spacing
+from rare_lightning.data.geometry import format_spacing, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.sampling import seeded
 from rare_lightning.errors import UserError
-from rare_lightning.networks.grids import Size3
+from rare_lightning.networks.grids import Size3, block_average, repeat_blocks
 
 
 class NormalizedCases:
@@ -96,17 +96,34 @@ class TrainingPatches(Dataset[tio.Subject]):
         with seeded(self.seed, index):
             subject = self.cases.cut(case, self._place(case, self.patch_size) if self.patch_size else ())
             if self.augmentation is not None:
-                spacing = subject.spacing
-                subject = self.augmentation(subject)
-                if not np.allclose(subject.spacing, spacing, rtol=1e-3):
-                    raise UserError(
-                        f"data.augmentation changes the spacing from {format_spacing(spacing)} to "
-                        f"{format_spacing(subject.spacing)} mm, which tells the levels apart: use data.random_spacing"
-                    )
+                subject = self._augmented(subject, self.augmentation)
         subject["random_key"] = (self.seed, index)
         if self.patch_size:
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, self.patch_size))
+        return subject
+
+    def _augmented(self, subject: tio.Subject, augmentation: tio.Transform) -> tio.Subject:
+        """Augmented on the grid that the label fills: turned blocks of a coarser one would fill no block wholly."""
+        grids, affine = subject["grids"], subject.image.affine
+        if grids != FULL:
+            sx, sy, sz = grids.label
+            for part in (subject.image, subject.label):
+                part.set_data(part.data[:, ::sx, ::sy, ::sz])
+                part.affine = level_affine(affine, grids.label)
+        spacing = subject.spacing
+        subject = augmentation(subject)
+        if not np.allclose(subject.spacing, spacing, rtol=1e-3):
+            raise UserError(
+                f"data.augmentation changes the spacing from {format_spacing(spacing)} to "
+                f"{format_spacing(subject.spacing)} mm, which tells the levels apart: use data.random_spacing"
+            )
+        if grids != FULL:
+            for part in (subject.image, subject.label):
+                part.set_data(repeat_blocks(part.data, grids.label))
+                part.affine = affine
+            seen = block_average(subject.image.data[None].float(), grids.image)[0]
+            subject.image.set_data(repeat_blocks(seen, grids.image))
         return subject
 
     def _place(self, index: int, patch_size: Size3) -> tuple[slice, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rare_lightning.data.cropping import content_box
 from rare_lightning.data.geometry import level_affine, read_geometry
 from rare_lightning.data.resampling import covering_size, resample, resample_labels
-from rare_lightning.data.routing import FULL, FinestGrids
+from rare_lightning.data.routing import FULL, FinestGrids, unless_rounded
 from rare_lightning.data.task import Case
 from rare_lightning.networks.grids import Size3, Spacing, cells, level_spacing, repeat_blocks, round_up, triple
 
@@ -79,7 +79,8 @@ class Preprocessing:
         if not np.allclose(spacing, self.spacing, rtol=1e-3):
             size = round_up(covering_size(image.spatial_shape, spacing, self.spacing), grids.image)
             for part, bring, stride in ((image, resample, grids.image), (label, resample_labels, grids.label)):
-                seen = bring(part.data, spacing, level_spacing(self.spacing, stride), cells(size, stride))
+                own = unless_rounded(spacing, level_spacing(self.spacing, stride))
+                seen = bring(part.data, spacing, own, cells(size, stride))
                 part.set_data(repeat_blocks(seen, stride))
             image.affine = label.affine = level_affine(image.affine, np.divide(self.spacing, spacing))
         return subject

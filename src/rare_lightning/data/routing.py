@@ -56,7 +56,8 @@ def finest_grids(spacing: Spacing, base_spacing: Spacing, strides: Sequence[Size
         base_spacing: Of level 0.
         strides: Cumulative stride of each level.
     """
-    level = route(spacing, base_spacing, dict(enumerate(strides))).level
+    routed = route(spacing, base_spacing, dict(enumerate(strides))).level
+    level = strides.index(strides[routed])  # a stage may have no stride
     label = triple(
         max(s[axis] for s in strides[: level + 1] if s[axis] == 1 or s[axis] * base <= mm * (1 + TOLERANCE))
         for axis, (mm, base) in enumerate(zip(spacing, base_spacing, strict=True))
@@ -105,11 +106,7 @@ def route(
         chosen, why = min(offsets, key=lambda entry: abs(min(offsets[entry]))), "nearest to the finest axis"
     else:
         raise ValueError(f"routing ({routing}) must be one of {', '.join(get_args(RoutingStrategy))}")
-    offset = offsets[chosen]
-    target = triple(
-        mm if abs(exp(o) - 1) < TOLERANCE else level_mm
-        for mm, level_mm, o in zip(spacing, grids[chosen], offset, strict=True)
-    )
+    offset, target = offsets[chosen], unless_rounded(spacing, grids[chosen])
     beyond = ""
     if level is None and chosen == min(grids) and exp(min(offset)) < 1 - TOLERANCE and fsum(offset) < 0:
         beyond = f", the scan is finer than level {chosen}"
@@ -117,6 +114,11 @@ def route(
         beyond = ", the scan is coarser than the last level"
     what = "no resampling" if target == spacing else f"resampled to {format_spacing(target)} mm"
     return Route(chosen, target, f"{format_spacing(spacing)} mm enters at level {chosen} ({why}{beyond}), {what}")
+
+
+def unless_rounded(spacing: Sequence[float], wanted: Sequence[float]) -> Spacing:
+    """The wanted spacing, or a scan's own along axes where they differ by no more than a header's rounding."""
+    return triple(mm if abs(mm / new - 1) < TOLERANCE else new for mm, new in zip(spacing, wanted, strict=True))
 
 
 def _by_detail(offsets: Mapping[int, Sequence[float]]) -> tuple[int, str]:

@@ -4,8 +4,9 @@ So a run that goes on after an interruption, has other loader processes, or is t
 would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,18 +26,30 @@ class TrainingShare(DistributedSampler[int]):
 
     An item is given as ``epoch * items + its place``: a number that no other epoch has, to draw random numbers by.
 
+    Successive ones make batches, of items of one kind as far as they go: what scans of several resolutions have in
+    common is what the coarsest of them has.
+
     Args:
         items: Items of the whole set.
         batch_size: Items per step and process.
         seed: Of the order.
         processes: How many share them.
         rank: Which of them this is.
+        kinds: Of the items; they are repeated where there are fewer than items.
 
     Raises:
         UserError: If there are fewer items than one step takes.
     """
 
-    def __init__(self, items: int, batch_size: int, seed: int = 0, processes: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        items: int,
+        batch_size: int,
+        seed: int = 0,
+        processes: int = 1,
+        rank: int = 0,
+        kinds: Sequence[Hashable] = (None,),
+    ) -> None:
         super().__init__(range(items), processes, rank, seed=seed)  # type: ignore[arg-type]  # of which it takes the length
         if items < batch_size * processes:
             raise UserError(
@@ -44,6 +57,8 @@ class TrainingShare(DistributedSampler[int]):
                 "data.batch_size, or raise data.patches_per_case"
             )
         self.items = items
+        self.batch_size = batch_size
+        self.kinds = list(kinds)
         least = items // processes
         self.num_samples = least if least % batch_size == 0 else len(range(rank, items, processes))
 
@@ -51,7 +66,20 @@ class TrainingShare(DistributedSampler[int]):
         """The share in the epoch that :meth:`set_epoch` told."""
         with seeded(self.seed, self.epoch):
             order = torch.randperm(self.items) + self.epoch * self.items
-        yield from order[self.rank :: self.num_replicas][: self.num_samples].tolist()
+        share = order[self.rank :: self.num_replicas][: self.num_samples].tolist()
+        yield from share if len(set(self.kinds)) == 1 else self._in_batches_of_one_kind(share)
+
+    def _in_batches_of_one_kind(self, share: list[int]) -> list[int]:
+        """In the order in which they fill; what is left of all kinds comes last."""
+        filling: dict[Hashable, list[int]] = {}
+        ordered = []
+        for item in share:
+            batch = filling.setdefault(self.kinds[item % self.items % len(self.kinds)], [])
+            batch.append(item)
+            if len(batch) == self.batch_size:
+                ordered += batch
+                batch.clear()
+        return [*ordered, *chain.from_iterable(filling.values())]
 
     def __len__(self) -> int:
         return self.num_samples

@@ -143,8 +143,10 @@ class Comparison:
 
     def _means(self, scores: Array) -> dict[tuple[str, str, Truth, str, str], Mean]:
         cases = len(self.cases)
-        means = self._with_means(mean_over_cases(scores, np.ones((1, cases))))[0]
-        low, high = interval(self._with_means(mean_over_cases(scores, resample_counts(cases))))
+        whole = mean_over_cases(scores, np.ones((1, cases)))
+        means = self._with_means(whole)[0]
+        draws = mean_over_cases(scores, resample_counts(cases))
+        low, high = interval(self._with_means(draws, lacking=np.isnan(draws) & ~np.isnan(whole)))
         undefined = np.isnan(scores).sum(-1) - self._lacking[:, None]
         if MEAN in self.classes:
             undefined = np.concatenate([undefined, undefined.sum(-1, keepdims=True)], axis=-1)
@@ -153,11 +155,19 @@ class Comparison:
         columns = (values.ravel().tolist() for values in (means, low, high, undefined))
         return {key: Mean(*values) for key, *values in zip(keys, *columns, strict=True)}
 
-    def _with_means(self, values: Array) -> Array:
-        """Adds to ``(..., levels, classes)`` the mean over classes, if there are several, and that over levels."""
-        if MEAN in self.classes:
-            values = np.concatenate([values, mean_where_defined(values, -1)[..., None]], axis=-1)
-        return np.concatenate([values, mean_where_defined(values, -2)[..., None, :]], axis=-2)
+    def _with_means(self, values: Array, lacking: Array | None = None) -> Array:
+        """Adds to ``(..., levels, classes)`` the mean over classes, if there are several, and that over levels.
+
+        No mean is taken over what includes a value that is ``lacking``: it would be that of others.
+        """
+        for axis in (-1, -2) if MEAN in self.classes else (-2,):
+            mean = mean_where_defined(values, axis)
+            if lacking is not None:
+                lacks = lacking.any(axis)
+                mean = np.where(lacks, np.nan, mean)
+                lacking = np.concatenate([lacking, np.expand_dims(lacks, axis)], axis)
+            values = np.concatenate([values, np.expand_dims(mean, axis)], axis)
+        return values
 
     def _differences(self) -> list[Difference]:
         keys, tests = [], []

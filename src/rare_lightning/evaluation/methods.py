@@ -158,9 +158,10 @@ def refuse_different(methods: Sequence[Method]) -> None:
         at_levels, others_at = (
             {f"{case} at level {level}" for case, level in each} for each in (spacings, other_spacings)
         )
+        own_levels = "test both with the same data.spacing and data.upsample, or score both by rare evaluate"
         for what, advice, mine, theirs in (
             ("cases", "test both on one split (data.splits_file)", *_columns(one, other, "case")),
-            ("levels of cases", "test both with the same data.spacing and data.upsample", at_levels, others_at),
+            ("levels of cases", own_levels, at_levels, others_at),
             ("classes", "test both on the same task and data.regions", *_columns(one, other, "class_name")),
         ):
             if mine != theirs:

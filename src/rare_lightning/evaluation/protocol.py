@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -97,9 +98,11 @@ def score_regions(
     """Scores by region of class indices ``(D, H, W)`` on a grid of that spacing, in mm per axis."""
     scores = {}
     for name, values in regions.items():
-        of_region = torch.tensor(values, device=truth.device)
-        masks = torch.isin(prediction, of_region), torch.isin(truth, of_region)
-        scores[name] = score_mask(*masks, spacing, tolerance_mm)
+        # torch.isin takes ten times as long for one value.
+        predicted, true = (
+            reduce(torch.logical_or, (labels == value for value in values)) for labels in (prediction, truth)
+        )
+        scores[name] = score_mask(predicted, true, spacing, tolerance_mm)
     return scores
 
 

@@ -199,8 +199,8 @@ class Segmenter:
         if isinstance(image, sitk.Image):
             scan, name = Scan(np.stack(channels_of(image, "image")), Geometry.of(image)), "image"
             refuse_non_finite(scan.array, name)
-        elif isinstance(image, (str, Path)) or (isinstance(image, (list, tuple)) and image):
-            paths = tuple(Path(path).expanduser() for path in ([image] if isinstance(image, (str, Path)) else image))
+        elif (files := _as_list(image)) and all(isinstance(path, (str, Path)) for path in files):
+            paths = tuple(Path(path).expanduser() for path in files)
             scan, name = read_scan(ScanFiles(paths[0].name, paths)), str(paths[0])
         else:
             raise TypeError(
@@ -415,6 +415,10 @@ class Segmenter:
                 for network in self.networks
             )
         return self._bytes_of_level[level]
+
+
+def _as_list(image: Any) -> list[Any]:
+    return list(image) if isinstance(image, (list, tuple)) else [image]
 
 
 def _device_of(network: MultiResolutionNetwork) -> torch.device:

@@ -34,6 +34,7 @@ from rare_lightning.baselines.nnunet.steps import (
 )
 from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.integrity import check_cases
+from rare_lightning.data.routing import FULL
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTHS, Row
@@ -87,11 +88,13 @@ def run_nnunet(
 
 def _keep_settings(data: DecathlonDataModule, folders: Folders) -> None:
     """Write down what everything in the folder depends on, and never mix it with something else."""
+    cases = data.cases_of(data.split.cases)
     wanted = {
         "task": data.task.name,
         "strides": [list(stride) for stride in data.strides],
         "spacing": list(data.preprocessing.spacing),
         "split": data.split.as_dict(),
+        **({"upsample": data.upsample} if any(data.finest_grids(case) != FULL for case in cases) else {}),
         **{name: value for name, value in asdict(folders.settings).items() if name not in ELSEWHERE},
     }
     path = folders.root / "settings.json"
