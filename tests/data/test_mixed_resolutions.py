@@ -34,7 +34,7 @@ def test_a_scan_is_seen_from_the_level_on_that_it_is_predicted_at(mixed):
         "hippocampus_001": 1, "hippocampus_004": 1, "hippocampus_005": 1,
     }  # fmt: skip
     thick = next(case for case in data.task.cases if case.case_id == "hippocampus_005")
-    assert data.finest_grids(thick) == FinestGrids(level=1, image=(2, 2, 2), label=(1, 1, 2))
+    assert data.finest_grids(thick) == FinestGrids(level=1, image_stride=(2, 2, 2), label_stride=(1, 1, 2))
     data.prepare_data()
     for loader in (data.val_dataloader(), data.test_dataloader()):
         for batch in loader:

@@ -110,7 +110,7 @@ class CachedCase:
 
 def cache_key(case: Case, preprocessing: Preprocessing, grids: FinestGrids = FULL) -> str:
     """Digest of the files' bytes, the grid that they are brought to and the format of an entry."""
-    grid = [FORMAT_VERSION, preprocessing.spacing, grids.image, grids.label]
+    grid = [FORMAT_VERSION, preprocessing.spacing, grids.image_stride, grids.label_stride]
     digest = hashlib.sha256(json.dumps(grid).encode())
     for path in (*case.images, case.label):
         status = path.stat()

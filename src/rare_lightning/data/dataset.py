@@ -107,10 +107,10 @@ class TrainingPatches(Dataset[tio.Subject]):
         """Augmented on the grid that the label fills: turned blocks of a coarser one would fill no block wholly."""
         grids, affine = subject["grids"], subject.image.affine
         if grids != FULL:
-            sx, sy, sz = grids.label
+            sx, sy, sz = grids.label_stride
             for part in (subject.image, subject.label):
                 part.set_data(part.data[:, ::sx, ::sy, ::sz])
-                part.affine = level_affine(affine, grids.label)
+                part.affine = level_affine(affine, grids.label_stride)
         spacing = subject.spacing
         subject = augmentation(subject)
         if not np.allclose(subject.spacing, spacing, rtol=1e-3):
@@ -120,10 +120,10 @@ class TrainingPatches(Dataset[tio.Subject]):
             )
         if grids != FULL:
             for part in (subject.image, subject.label):
-                part.set_data(repeat_blocks(part.data, grids.label))
+                part.set_data(repeat_blocks(part.data, grids.label_stride))
                 part.affine = affine
-            seen = block_average(subject.image.data[None].float(), grids.image)[0]
-            subject.image.set_data(repeat_blocks(seen, grids.image))
+            seen = block_average(subject.image.data[None].float(), grids.image_stride)[0]
+            subject.image.set_data(repeat_blocks(seen, grids.image_stride))
         return subject
 
     def _place(self, index: int, patch_size: Size3) -> tuple[slice, ...]:
@@ -131,7 +131,7 @@ class TrainingPatches(Dataset[tio.Subject]):
 
         It begins where a voxel of the finest grid that the scan fills does, or blocks would hold parts of several.
         """
-        case, stride = self.cases.cases[index], self.cases.grids[index].image
+        case, stride = self.cases.cases[index], self.cases.grids[index].image_stride
         lowest, highest = [0, 0, 0], [max(n - p, 0) for n, p in zip(case.shape, patch_size, strict=True)]
         foreground = case.foreground
         if len(foreground) and float(torch.rand(())) < self.foreground_fraction:

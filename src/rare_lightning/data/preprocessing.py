@@ -77,8 +77,11 @@ class Preprocessing:
         image, label = subject.image, subject.label
         spacing = image.spacing
         if not np.allclose(spacing, self.spacing, rtol=1e-3):
-            size = round_up(covering_size(image.spatial_shape, spacing, self.spacing), grids.image)
-            for part, bring, stride in ((image, resample, grids.image), (label, resample_labels, grids.label)):
+            size = round_up(covering_size(image.spatial_shape, spacing, self.spacing), grids.image_stride)
+            for part, bring, stride in (
+                (image, resample, grids.image_stride),
+                (label, resample_labels, grids.label_stride),
+            ):
                 own = unless_rounded(spacing, level_spacing(self.spacing, stride))
                 seen = bring(part.data, spacing, own, cells(size, stride))
                 part.set_data(repeat_blocks(seen, stride))

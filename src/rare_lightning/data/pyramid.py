@@ -193,7 +193,7 @@ class PyramidCollate:
         size = round_up(largest, self.strides[-1])
         grids = [subject.get("grids", FULL) for subject in subjects]
         finest = max(each.level for each in grids)
-        label_stride = triple(max(steps) for steps in zip(*(each.label for each in grids), strict=True))
+        label_stride = triple(max(steps) for steps in zip(*(each.label_stride for each in grids), strict=True))
         items = []
         for subject in subjects:
             shape = subject.spatial_shape

@@ -34,15 +34,15 @@ class FinestGrids:
     """The finest grids that a scan and its label fill.
 
     Attributes:
-        level: Level that the scan enters at; it shows nothing that finer ones would.
-        image: Stride of that level.
-        label: Stride of the label's grid: along each axis the largest of a level that is coarser neither than the scan
-            nor than that level. A label in thick slices keeps its detail within them.
+        level: That the scan enters at.
+        image_stride: Of that level.
+        label_stride: Of the label's grid: along each axis the largest of a level that is coarser neither than the scan
+            nor than its level. A label in thick slices keeps its detail within them.
     """
 
     level: int = 0
-    image: Size3 = (1, 1, 1)
-    label: Size3 = (1, 1, 1)
+    image_stride: Size3 = (1, 1, 1)
+    label_stride: Size3 = (1, 1, 1)
 
 
 FULL = FinestGrids()  # what a scan of the base spacing fills

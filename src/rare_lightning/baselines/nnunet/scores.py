@@ -68,12 +68,12 @@ def score_case(
     rows = []
     fine = scans[0].label
     spacing = triple(voxel_sizes(scans[0].affine).tolist())
-    label = downsample_label(fine[None], grids.label)[0]
+    label = downsample_label(fine[None], grids.label_stride)[0]
     for scan in scans[grids.level :]:
         softmax, grid = softmax_of(scan)
-        predictions = answer_by_truth(softmax[None], scan.stride, grid, fine.shape, grids.label)
+        predictions = answer_by_truth(softmax[None], scan.stride, grid, fine.shape, grids.label_stride)
         truths: dict[Truth, Tensor] = {"level": scan.label, "fine": label}
         rows += score_level(
-            predictions, truths, case_id, scan.level, scan.stride, spacing, regions, tolerance_mm, grids.label
+            predictions, truths, case_id, scan.level, scan.stride, spacing, regions, tolerance_mm, grids.label_stride
         )
     return rows
