@@ -16,8 +16,8 @@ from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.methods import Method
 from rare_lightning.evaluation.protocol import TRUTHS, Row
-from rare_lightning.evaluation.tables import mean_defined
-from rare_lightning.files import replacing
+from rare_lightning.evaluation.tables import mean_defined, read_cases
+from rare_lightning.files import write_json, write_text
 from rare_lightning.metrics.scores import dice
 from rare_lightning.provenance import describe_process
 
@@ -53,11 +53,11 @@ def rare(words: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def train_and_test(run: Path, words: Sequence[str]) -> None:
+def train_and_test(run: Path, words: Sequence[str], test_words: Sequence[str] = ()) -> None:
     """Train a run and test its last weights, as far as that is not done."""
     if not (run / "test" / "cases.csv").exists():
         rare(["fit", *words, "--run_dir", str(run), "--trainer.enable_progress_bar", "false", "--resume"])
-        rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+        rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *test_words])
 
 
 def tested_scans(checkpoint: str, root: str) -> list[tuple[Scan, Scan]]:
@@ -84,8 +84,7 @@ def write_splits(splits: Sequence[dict[str, Sequence[str]]], path: Path) -> None
             raise SystemExit(f"{path} splits the cases otherwise: choose another --runs for other settings")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text(content, encoding="utf-8")
+    write_text(content, path)
 
 
 def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict[str, float]]:
@@ -105,6 +104,18 @@ def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict
     return lines, mean
 
 
+def line_of_run(run: Path) -> dict[str, str]:
+    """Dice of a tested run against the fine truth, by spacing with intervals and in the mean, and what it took."""
+    lines, mean = dice_with_intervals(read_cases(run / "test" / "cases.csv"))
+    record = training_record(run / "checkpoints" / "last.ckpt")
+    return {
+        **{line["scan (mm)"]: line["mean, `fine`"] for line in lines},
+        "mean": f"{sum(mean.values()) / len(mean):.3f}",
+        "epochs": str(record["epochs"]),
+        "processor minutes": f"{record['cpu_minutes']:.1f}",
+    }
+
+
 def training_record(checkpoint: str | Path) -> dict[str, Any]:
     """What a checkpoint keeps of its training."""
     record: dict[str, Any] = read_checkpoint(checkpoint)["callbacks"]["TrainingRecord"]
@@ -116,4 +127,4 @@ def save(args: argparse.Namespace, title: str, note: str, rows: list[dict[str, s
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {"title": title, "note": note, "rows": rows, "process": describe_process()}
-        args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, args.output)

@@ -17,10 +17,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from common import arguments, dice_with_intervals, save, train_and_test, training_record, write_splits
+from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
 from rare_lightning.data.splits import Split, make_split
 from rare_lightning.data.task import read_task
-from rare_lightning.evaluation.tables import markdown_table, read_cases
+from rare_lightning.evaluation.tables import markdown_table
 
 
 def write_merged(root: Path, target: Path) -> None:
@@ -71,16 +71,9 @@ def main() -> None:
             "from scratch": train("scratch", seed, 0, *epochs),
             "fine-tuned": train("fine-tuned", seed, 0, *epochs, *begin),
         }.items():
-            lines, mean = dice_with_intervals(read_cases(run / "test" / "cases.csv"))
-            record = training_record(run / "checkpoints" / "last.ckpt")
-            rows.append(
-                {"training": name, "seed": str(seed)}
-                | {line["scan (mm)"]: line["mean, `fine`"] for line in lines}
-                | {"mean": f"{sum(mean.values()) / len(mean):.3f}"}
-                | {"epochs": str(record["epochs"]), "processor minutes": f"{record['cpu_minutes']:.1f}"}
-            )
+            rows.append({"training": name, "seed": str(seed), **line_of_run(run)})
     note = "A quarter of the training cases; Dice against the `fine` truth on the test cases, 95 % intervals over cases"
-    note += f"; trained at commit {record['commit']}"
+    note += f"; trained at commit {training_record(run / 'checkpoints' / 'last.ckpt')['commit']}"
     save(args, "Fine-tuning", note, rows)
     print(markdown_table(rows))
 

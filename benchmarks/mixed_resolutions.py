@@ -9,19 +9,18 @@ sees each scan at the levels that it has, one brings all up to level 0 (``data.u
 fine scans alone.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from common import arguments, dice_with_intervals, rare, save, training_record, write_splits
-from rare_lightning.data.preprocessing import Preprocessing, read_case
+from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
+from rare_lightning.data.preprocessing import read_case
 from rare_lightning.data.pyramid import ToLevelGrid, pad_to_size
 from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import Case, read_task
-from rare_lightning.evaluation.tables import markdown_table, read_cases
+from rare_lightning.evaluation.tables import markdown_table
 from rare_lightning.networks.grids import round_up
 
 LEVELS = 3
@@ -73,24 +72,15 @@ def main() -> None:
         "all brought up to level 0": ["--data.fold", "0", "--data.upsample", "true"],
         "fine scans alone": ["--data.fold", "1", *repeated],
     }
-    base = Preprocessing((1.0, 1.0, 1.0)).spacing
     rows = []
     for seed in args.seeds:
         for number, (name, words) in enumerate(trainings.items()):
             run = runs / f"{number}-{seed}"
-            if not (run / "test" / "cases.csv").exists():
-                fit = ["fit", "--config", args.config, "--data.root", str(mixed), "--data.splits_file", str(splits)]
-                fit += ["--data.spacing", json.dumps(base), "--seed_everything", str(seed), *words, *args.words]
-                rare([*fit, "--run_dir", str(run), "--trainer.enable_progress_bar", "false", "--resume"])
-                rare(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.root", str(root)])
-            lines, mean = dice_with_intervals(read_cases(run / "test" / "cases.csv"))
-            record = training_record(run / "checkpoints" / "last.ckpt")
-            rows.append(
-                {"training": name, "seed": str(seed)}
-                | {line["scan (mm)"]: line["mean, `fine`"] for line in lines}
-                | {"mean": f"{sum(mean.values()) / len(mean):.3f}"}
-                | {"epochs": str(record["epochs"]), "processor minutes": f"{record['cpu_minutes']:.1f}"}
-            )
+            fit = ["--config", args.config, "--data.root", str(mixed), "--data.splits_file", str(splits)]
+            fit += ["--data.spacing", "[1, 1, 1]", "--seed_everything", str(seed), *words, *args.words]
+            train_and_test(run, fit, test_words=["--data.root", str(root)])
+            rows.append({"training": name, "seed": str(seed), **line_of_run(run)})
+    record = training_record(run / "checkpoints" / "last.ckpt")
     note = (
         f"{len(split.train)} training scans, a quarter each of 1, 2, 4 and 8 mm; Dice against the `fine` truth on "
         f"{len(split.test)} test cases taken at 1 mm, 95 % intervals over cases; trained at commit {record['commit']}"

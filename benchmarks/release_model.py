@@ -27,8 +27,7 @@ BEGIN, END = "<!-- figures: written by benchmarks/release_model.py -->", "<!-- e
 def released(checkpoint: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
     """What is shipped of a checkpoint."""
     state = {name: w.half() if w.is_floating_point() else w for name, w in checkpoint["state_dict"].items()}
-    # Scans of one resolution were trained on, which is the same with and without.
-    data = {**checkpoint["datamodule_hyper_parameters"], "cache_dir": None, "splits_file": None, "upsample": False}
+    data = {**checkpoint["datamodule_hyper_parameters"], "cache_dir": None, "splits_file": None}
     data["root"] = Path(data["root"]).name
     kept = ("hyper_parameters", "datamodule_hyper_parameters", "DecathlonDataModule", "datamodule_hparams_name")
     kept += ("hparams_name", "datamodule_init_args", "pytorch-lightning_version", "epoch", "global_step")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from rare_lightning.module import SegmentationModule
 from rare_lightning.networks import Prediction, RAREUNet
 from rare_lightning.networks.grids import block_average, repeat_blocks
 
-CONFIG = "tests/conf/tiny.yaml"
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 def make(root, **settings):

@@ -56,10 +56,9 @@ def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     if path is None:
         return words
     checkpoint = read_checkpoint(path)
-    settings = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+    settings = _settings_in(checkpoint)
     for section in settings.values():
         section.pop("_instantiator", None)
-    settings["data"].setdefault("upsample", True)  # of before there was the setting
     root, elsewhere = settings["data"]["root"], {"--config", "--data", "--data.root", "--data.download"}
     if not Path(root).expanduser().is_dir() and elsewhere.isdisjoint(word.partition("=")[0] for word in words):
         raise UserError(f"{path}: its data are not at {root}: give --data.root, the folder of the task")
@@ -72,6 +71,12 @@ def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     for name in OF_DATA:
         settings["model"]["network"].get("init_args", {}).pop(name, None)
     return [words[0], "--config", json.dumps(settings), *words[1:]]
+
+
+def _settings_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Of network and data; a checkpoint of before ``data.upsample`` was trained as with it."""
+    data = {"upsample": True, **checkpoint["datamodule_hyper_parameters"]}
+    return {"model": checkpoint["hyper_parameters"], "data": data}
 
 
 def refuse_what_cannot_hold(config: Namespace) -> None:
@@ -158,8 +163,7 @@ def compare_settings(checkpoint: dict[str, Any], config: Namespace) -> None:
     Raises:
         UserError: If the run is to be resumed, which has one set of settings.
     """
-    saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
-    saved["data"].setdefault("upsample", True)  # of before there was the setting
+    saved = _settings_in(checkpoint)
     given = {section: config[section].as_dict() for section in saved}
     del given["model"]["regions"]  # they follow from data.regions
     written = settings_of_training(run_folder(None, config.ckpt_path))

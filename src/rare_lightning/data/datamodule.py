@@ -20,9 +20,16 @@ from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.cache import default_cache_dir, find_cached, write_cached
 from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeVolumes
 from rare_lightning.data.download import find_task
-from rare_lightning.data.geometry import format_spacing, read_geometry
+from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.integrity import check_cases
-from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
+from rare_lightning.data.preprocessing import (
+    Foreground,
+    Normalize,
+    Preprocessing,
+    header_spacing,
+    median_size,
+    median_spacing,
+)
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.routing import FULL, FinestGrids, finest_grids
@@ -327,7 +334,7 @@ class DecathlonDataModule(L.LightningDataModule):
     def _spacing_of(self, case: Case) -> Spacing:
         """Of a scan as it is, in mm per canonical axis."""
         if case.case_id not in self._spacings:
-            self._spacings[case.case_id] = read_geometry(str(case.images[0])).canonical_spacing
+            self._spacings[case.case_id] = header_spacing(case)
         return self._spacings[case.case_id]
 
     def _say_what_resolutions_train(self, finest_levels: Sequence[int]) -> None:
@@ -384,13 +391,13 @@ class DecathlonDataModule(L.LightningDataModule):
         return self.preprocessing, self.strides, self.cache_dir, self.finest_grids(case)
 
     def _cached(self, case_ids: Sequence[str]) -> NormalizedCases:
-        cases = self.cases_of(case_ids)
-        cached = []
-        for case in cases:
+        cached, filled = [], []
+        for case in self.cases_of(case_ids):
             grid = self._grid_of(case)
             # Another machine of the run, or an emptied cache: the entry can always be made again.
             cached.append(find_cached(case, *grid) or write_cached(case, *grid))
-        return NormalizedCases(cached, self.preprocessing, [self.finest_grids(case) for case in cases])
+            filled.append(grid[-1])
+        return NormalizedCases(cached, self.preprocessing, filled)
 
     def _processes(self) -> tuple[int, int]:
         """How many processes the run has, and which this is."""

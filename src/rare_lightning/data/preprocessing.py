@@ -193,6 +193,15 @@ def read_case(case: Case) -> tio.Subject:
     return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
 
 
+def header_spacing(case: Case) -> Spacing:
+    """Spacing of a scan in mm per canonical axis, from its header.
+
+    Raises:
+        UserError: If the header cannot be read.
+    """
+    return read_geometry(str(case.images[0])).canonical_spacing
+
+
 def median_spacing(cases: Sequence[Case]) -> Spacing:
     """Median over cases of the spacing in mm, per canonical axis, from their headers.
 
@@ -200,7 +209,7 @@ def median_spacing(cases: Sequence[Case]) -> Spacing:
         UserError: If a header cannot be read.
     """
     # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
-    spacings = [read_geometry(str(case.images[0])).canonical_spacing for case in cases]
+    spacings = [header_spacing(case) for case in cases]
     return triple(float(f"{mm:.6g}") for mm in np.median(spacings, axis=0))
 
 
