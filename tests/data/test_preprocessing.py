@@ -65,7 +65,7 @@ def test_scans_of_64_bits_are_read(tmp_path, blob, kind):
 @pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE])
 def test_storage_order_does_not_move_the_anatomy(tmp_path, blob, direction):
     case = write_case(tmp_path, blob, direction, (1, 1.5, 2))
-    subject = Preprocessing(read_geometry(str(case.images[0])).canonical_spacing).on_base_grid(case)
+    subject = Preprocessing(case.geometry.canonical_spacing).on_base_grid(case)
     assert "".join(subject.image.orientation) == "RAS"
     truth = sitk.ReadImage(case.label)
     inside = np.argwhere(subject.label.numpy()[0])
@@ -99,9 +99,7 @@ def test_resampling_does_not_move_the_anatomy_nor_cut_it_off(tmp_path, direction
     sitk.WriteImage(label, case.label)
 
     subject = Preprocessing((1.0, 1.0, 1.0)).on_base_grid(case)
-    extent = np.multiply(
-        read_geometry(str(case.images[0])).canonical_size, read_geometry(str(case.images[0])).canonical_spacing
-    )
+    extent = np.multiply(case.geometry.canonical_size, case.geometry.canonical_spacing)
     assert subject.spatial_shape == tuple(np.ceil(extent))
     assert np.array_equal(subject.label.affine, subject.image.affine)
     voxels = np.stack(np.meshgrid(*map(np.arange, subject.spatial_shape), indexing="ij")).reshape(3, -1).T
@@ -121,7 +119,7 @@ def test_empty_space_is_left_out_and_no_label_with_it(tmp_path, blob, direction,
     whole = np.pad(blob, [(7, 2), (0, 6), (4, 0)])
     case = write_case(tmp_path, whole, direction, spacing)
     preprocessing = Preprocessing((1.0, 1.0, 1.0))
-    tight = Preprocessing(read_geometry(str(case.images[0])).canonical_spacing).on_base_grid(case)
+    tight = Preprocessing(case.geometry.canonical_spacing).on_base_grid(case)
     assert sorted(tight.spatial_shape) == sorted(blob.shape)
     label = sitk.ReadImage(case.label)
     label[0, 0, 0] = 1  # of the whole file, where the image shows nothing
@@ -205,8 +203,8 @@ def test_spacing_is_read_from_headers_in_canonical_order(tmp_path, blob):
     expected = Preprocessing((1, 2, 3)).on_base_grid(write_case(tmp_path, blob, name="b")).spacing
     assert expected == pytest.approx((1, 2, 3))
     # PERMUTED sends the second axis to x, the third to y and the first to z... as ToCanonical sees it:
-    assert read_geometry(str(case.images[0])).canonical_spacing == pytest.approx(
-        Preprocessing(read_geometry(str(case.images[0])).canonical_spacing).on_base_grid(case).spacing
+    assert case.geometry.canonical_spacing == pytest.approx(
+        Preprocessing(case.geometry.canonical_spacing).on_base_grid(case).spacing
     )
 
 

@@ -14,7 +14,6 @@ from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.integrity import cases_by_class, check_cases
-from rare_lightning.data.preprocessing import header_spacing
 from rare_lightning.data.task import read_task
 
 MANY = 8
@@ -35,7 +34,7 @@ def check_data(root: str) -> None:
     print(f"{root}: {len(task.cases)} cases, no problems")
     for name, count in cases_by_class(task).items():
         print(f"  {name}: in {count or 'no'} case{'' if count == 1 else 's'}")
-    spacings = Counter(format_spacing(header_spacing(case)) for case in task.cases)
+    spacings = Counter(format_spacing(case.geometry.canonical_spacing) for case in task.cases)
     listed = ", ".join(f"{mm} mm in {count}" for mm, count in spacings.most_common(MANY))
     others = f", and {len(spacings) - MANY} others" if len(spacings) > MANY else ""
     print(f"  spacings: {listed}{others}")

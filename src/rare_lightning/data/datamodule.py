@@ -26,7 +26,6 @@ from rare_lightning.data.preprocessing import (
     Foreground,
     Normalize,
     Preprocessing,
-    header_spacing,
     median_size,
     median_spacing,
 )
@@ -37,7 +36,7 @@ from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingSh
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, regions_of
 from rare_lightning.errors import UserError, few
-from rare_lightning.networks.grids import Size3, Spacing, level_spacing, level_stride, stage_strides
+from rare_lightning.networks.grids import Size3, level_spacing, level_stride, stage_strides
 from rare_lightning.provenance import run_seed
 
 Batch = dict[str, Any]
@@ -161,7 +160,6 @@ class DecathlonDataModule(L.LightningDataModule):
         self._split: Split | None = None
         self._left_out: tuple[str, ...] = ()  # by a checkpoint's split
         self._preprocessing: Preprocessing | None = None
-        self._spacings: dict[str, Spacing] = {}
 
     @property
     def split(self) -> Split:
@@ -200,7 +198,7 @@ class DecathlonDataModule(L.LightningDataModule):
         """
         if self.upsample:
             return FULL
-        return finest_grids(self._spacing_of(case), self.preprocessing.spacing, self.strides)
+        return finest_grids(case.geometry.canonical_spacing, self.preprocessing.spacing, self.strides)
 
     @property
     def lacks_levels(self) -> bool:
@@ -331,12 +329,6 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"Using the preprocessing of the checkpoint: {saved}")
         self._preprocessing = saved
 
-    def _spacing_of(self, case: Case) -> Spacing:
-        """Of a scan as it is, in mm per canonical axis."""
-        if case.case_id not in self._spacings:
-            self._spacings[case.case_id] = header_spacing(case)
-        return self._spacings[case.case_id]
-
     def _say_what_resolutions_train(self, finest_levels: Sequence[int]) -> None:
         """Where training scans differ in resolution.
 
@@ -349,7 +341,7 @@ class DecathlonDataModule(L.LightningDataModule):
                 f"{self.root}: no training scan is as fine as level 0 of {format_spacing(base)} mm, which would not be "
                 "trained. Give a coarser data.spacing, or bring the scans up by data.upsample true"
             )
-        spacings = [self._spacing_of(case) for case in self.cases_of(self.split.train)]
+        spacings = [case.geometry.canonical_spacing for case in self.cases_of(self.split.train)]
         finest, coarsest = np.min(spacings, axis=0), np.max(spacings, axis=0)
         if not np.allclose(finest, coarsest, rtol=0.1):
             chosen = " (their median; data.spacing chooses another)" if self.spacing is None else ""

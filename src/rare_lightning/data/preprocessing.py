@@ -12,7 +12,7 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.data.cropping import content_box
-from rare_lightning.data.geometry import level_affine, read_geometry
+from rare_lightning.data.geometry import level_affine
 from rare_lightning.data.resampling import covering_size, resample, resample_labels
 from rare_lightning.data.routing import FULL, FinestGrids, unless_rounded
 from rare_lightning.data.task import Case
@@ -193,15 +193,6 @@ def read_case(case: Case) -> tio.Subject:
     return tio.Crop(tuple(np.ravel(margins).tolist()))(subject)
 
 
-def header_spacing(case: Case) -> Spacing:
-    """Spacing of a scan in mm per canonical axis, from its header.
-
-    Raises:
-        UserError: If the header cannot be read.
-    """
-    return read_geometry(str(case.images[0])).canonical_spacing
-
-
 def median_spacing(cases: Sequence[Case]) -> Spacing:
     """Median over cases of the spacing in mm, per canonical axis, from their headers.
 
@@ -209,8 +200,7 @@ def median_spacing(cases: Sequence[Case]) -> Spacing:
         UserError: If a header cannot be read.
     """
     # NIfTI keeps spacings in single precision: 1.2 mm comes as 1.2000000477.
-    spacings = [header_spacing(case) for case in cases]
-    return triple(float(f"{mm:.6g}") for mm in np.median(spacings, axis=0))
+    return triple(float(f"{mm:.6g}") for mm in np.median([case.geometry.canonical_spacing for case in cases], axis=0))
 
 
 def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
@@ -219,6 +209,5 @@ def median_size(cases: Sequence[Case], spacing: Spacing) -> Size3:
     Raises:
         UserError: If a header cannot be read.
     """
-    geometries = [read_geometry(str(case.images[0])) for case in cases]
-    extents = [np.multiply(geometry.canonical_size, geometry.canonical_spacing) for geometry in geometries]
+    extents = [np.multiply(case.geometry.canonical_size, case.geometry.canonical_spacing) for case in cases]
     return triple(np.round(np.median(extents, axis=0) / spacing).astype(int).tolist())

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rare_lightning.data.geometry import Geometry, read_geometry
 from rare_lightning.data.voxels import SUFFIXES, case_id_of, channel_stem, image_name, suffix_of, told_apart
 from rare_lightning.errors import UserError
 
@@ -27,6 +29,15 @@ class Case:
     case_id: str
     images: tuple[Path, ...]
     label: Path
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Of the first image, from its header, which is read once.
+
+        Raises:
+            UserError: If the header cannot be read.
+        """
+        return read_geometry(str(self.images[0]))
 
 
 @dataclass(frozen=True)
