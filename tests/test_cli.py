@@ -334,6 +334,26 @@ def test_a_network_of_ones_own_trains_as_the_readme_says(phantom, tmp_path, monk
     assert main(["test", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
 
 
+def test_a_network_of_other_levels_than_the_data_is_refused(phantom, tmp_path, monkeypatch, capsys):
+    code = (
+        "from rare_lightning.networks import FixedResolutionNetwork\n\n\n"
+        "class Halving(FixedResolutionNetwork):\n"
+        "    def __init__(self, in_channels: int, out_channels: int, depth: int, levels: int):\n"
+        "        super().__init__(levels, depth, strides=2)\n"
+        "        self.coarsest_stride = (1, 1, 1)\n\n"
+        "    def segment(self, image):\n"
+        "        raise NotImplementedError\n"
+    )
+    (tmp_path / "halving.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    strides = ["--data.levels", "1", "--data.depth", "2", "--data.strides", "[[2,2,1],[2,2,2]]"]
+    assert fit(phantom, tmp_path / "run", "--model.network", "halving.Halving", *strides) == 1
+    assert_one_line(
+        "Halving has levels of [(1, 1, 1), (2, 2, 2)] base voxels, and the data of [(1, 1, 1), (2, 2, 1)]",
+        capsys.readouterr().err,
+    )
+
+
 @pytest.fixture
 def one_class(phantom, tmp_path):
     """The phantom with both its structures as one."""

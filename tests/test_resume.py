@@ -197,6 +197,14 @@ def test_a_run_that_is_over_is_not_gone_on_with(phantom, copied, tmp_path, name,
     assert not (tmp_path / "next").exists()
 
 
+def test_nor_is_one_that_has_trained_its_steps(phantom, copied, tmp_path, capsys):
+    steps = torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    more = ["--ckpt_path", str(copied / "checkpoints" / "last.ckpt"), "--trainer.max_steps", str(steps)]
+    assert main(words(phantom, tmp_path / "next", *more, "--trainer.max_epochs", "9")) == 1
+    assert f"has trained {steps} steps, and trainer.max_steps is {steps}: give more" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
+
+
 def test_a_run_goes_on_from_its_best_checkpoint_too(phantom, copied, tmp_path):
     """Which lies within an epoch, after its last step."""
     more = ["--ckpt_path", str(copied / "checkpoints" / "best.ckpt"), "--trainer.max_epochs", "3"]

@@ -167,10 +167,21 @@ class SegmentationModule(L.LightningModule):
         return prediction
 
     def setup(self, stage: str) -> None:
-        """Tell processes that share gradients not to wait for those of levels that a batch leaves out."""
+        """Tell processes that share gradients not to wait for those of levels that a batch leaves out.
+
+        Raises:
+            UserError: If a level is another for the network than for the data.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        own = [tuple(self.network.level_stride(level)) for level in self.levels]
+        of_data = list(getattr(data, "strides", own))
+        if own != of_data[: len(own)]:
+            raise UserError(
+                f"{type(self.network).__name__} has levels of {own} base voxels, and the data of {of_data}: give both "
+                "the same levels, depth and strides, as rare fit does where a network takes them as arguments"
+            )
         if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
         if self.level_cycle != [list(self.levels)] or getattr(data, "lacks_levels", False):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 

@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -312,6 +314,17 @@ def test_a_full_disk_is_noticed_before(serve, archive, tmp_path, capsys, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(archive)))
     refused(serve(archive), tmp_path, "needs .* GiB more in .* are free", capsys)
     assert left_in(tmp_path) == []
+
+
+def test_a_disk_that_fills_meanwhile_is_no_fault_of_the_network(serve, archive, tmp_path, capsys, monkeypatch):
+    server = serve(archive)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "_check_room", full)
+    refused(server, tmp_path, f"{NAME}: cannot be written .No space left on device.", capsys)
+    assert len(server.requests) == 1
 
 
 def test_what_is_something_else_is_refused_and_kept(serve, archive, tmp_path, capsys):

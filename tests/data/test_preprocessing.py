@@ -229,3 +229,6 @@ def test_a_broken_header_is_named(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"no")
     with pytest.raises(UserError, match=r"a\.nii\.gz: the header cannot be read"):
         read_geometry(str(tmp_path / "a.nii.gz"))
+    nib.Nifti1Image(np.zeros((4, 5), "f4"), np.eye(4)).to_filename(tmp_path / "flat.nii.gz")
+    with pytest.raises(UserError, match=r"flat\.nii\.gz: has 2 dimensions"):
+        read_geometry(str(tmp_path / "flat.nii.gz"))

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from rare_lightning.callbacks.training_record import TrainingRecord
-from rare_lightning.data.datamodule import Batch
+from rare_lightning.data.datamodule import Batch, DecathlonDataModule
 from rare_lightning.evaluation.figures import plot_dice_by_resolution, plot_montage
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.slices import Slice, cut_slice, write_slices
@@ -43,7 +43,13 @@ class TestReport(L.Callback):
         self.sizes: dict[str, list[int]] = {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget an earlier test."""
+        """Forget an earlier test.
+
+        Raises:
+            TypeError: If the test is of other modules than this package's.
+        """
+        if not isinstance(pl_module, SegmentationModule) or not isinstance(trainer.datamodule, DecathlonDataModule):  # type: ignore[attr-defined]
+            raise TypeError("TestReport is of the test of a SegmentationModule on a DecathlonDataModule")
         self.rows, self.slices, self.sizes = [], {}, {}
 
     def on_test_batch_end(
@@ -65,10 +71,12 @@ class TestReport(L.Callback):
         ]
         self.sizes[batch["case"][0]] = batch["shape"][0].tolist()
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(  # type: ignore[override]  # as the test began with
+        self, trainer: L.Trainer, pl_module: SegmentationModule
+    ) -> None:
         """Write the report."""
         gathered = gather((self.rows, self.slices, self.sizes))
-        if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
+        if not trainer.is_global_zero:
             return
         rows = sorted(
             (row for part, _, _ in gathered for row in part), key=lambda r: (r.case, r.level, TRUTHS.index(r.truth))

@@ -107,11 +107,13 @@ def refuse_what_cannot_hold(config: Namespace) -> None:
 def refuse_nothing_to_do(checkpoint: dict[str, Any], config: Namespace) -> None:
     """Of a run that is over, whose new folder would hold nothing."""
     done = checkpoint["epoch"] + checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    if config.trainer.max_epochs is not None and done >= config.trainer.max_epochs >= 0:
-        raise UserError(
-            f"{config.ckpt_path}: has trained {done} epochs, and trainer.max_epochs is {config.trainer.max_epochs}: "
-            "give more, or begin anew from its weights with --model.init_from"
-        )
+    for word, trained in (("epochs", done), ("steps", checkpoint["global_step"])):
+        wanted = config.trainer[f"max_{word}"]
+        if wanted is not None and trained >= wanted >= 0:
+            raise UserError(
+                f"{config.ckpt_path}: has trained {trained} {word}, and trainer.max_{word} is {wanted}: "
+                "give more, or begin anew from its weights with --model.init_from"
+            )
 
 
 def checkpoint_to_resume(config: Namespace, subcommand: str) -> str | None:

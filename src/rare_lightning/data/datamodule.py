@@ -206,7 +206,9 @@ class DecathlonDataModule(L.LightningDataModule):
         return any(self.finest_grids(case).level for case in self.cases_of(self.split.train))
 
     def typical_size(self) -> Size3:
-        """Of what a network is trained with, in base voxels: the patch, or the median case.
+        """Of what a network is trained with, in base voxels: the patch, or the median case by its header.
+
+        Empty space around a case is part of that, though it is cut off later.
 
         Raises:
             UserError: If a header cannot be read.

@@ -1,5 +1,6 @@
 """Decathlon tasks from their public archives: resumed, verified, unpacked safely, and there whole or not at all."""
 
+import errno
 import hashlib
 import http.client
 import shutil
@@ -32,6 +33,9 @@ TRIES = 6
 
 PAUSE = 1.0
 """Seconds before the second of them; doubled before each of the others."""
+
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""Errors that another attempt does not mend."""
 
 TIMEOUT = 30.0
 """Seconds without an answer after which an attempt has failed."""
@@ -171,6 +175,8 @@ def _fetch(url: str, archive: Path) -> bool:
             except ValueError as error:
                 raise UserError(f"{url}: not a URL ({error})") from error
             except (OSError, http.client.HTTPException) as error:
+                if getattr(error, "errno", None) in OF_DISK:
+                    raise
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
             size = archive.stat().st_size if archive.exists() else 0
             failures = 0 if size > furthest else failures + 1
@@ -179,7 +185,7 @@ def _fetch(url: str, archive: Path) -> bool:
                 raise UserError(
                     f"{url}: {problem}, {TRIES} times in a row. The same command goes on from {size} bytes."
                 )
-            time.sleep(PAUSE * 2**failures)
+            time.sleep(PAUSE * 2 ** max(0, failures - 1))
 
 
 def _fetch_once(url: str, archive: Path, report: Callable[[int, int | None], None]) -> bool:

@@ -98,7 +98,7 @@ def read_geometry(path: str) -> Geometry:
     """Geometry of a file, from its header alone.
 
     Raises:
-        UserError: If the header cannot be read.
+        UserError: If the header cannot be read, or is of a plane.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
@@ -106,6 +106,8 @@ def read_geometry(path: str) -> Geometry:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UserError(f"{path}: the header cannot be read; check the file, or run: rare data check ROOT") from error
+    if reader.GetDimension() < 3:
+        raise UserError(f"{path}: has {reader.GetDimension()} dimensions, where a scan has 3")
     return Geometry.of(reader)
 
 

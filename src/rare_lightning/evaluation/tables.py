@@ -74,7 +74,7 @@ def read_cases(path: Path) -> list[Row]:
             header = next(lines, [])
             if header != COLUMNS:
                 raise UserError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
-            return [_parsed(line, f"{path}, line {lines.line_num}") for line in lines]
+            return [_parsed(line, f"{path}, line {lines.line_num}") for line in lines if line]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
