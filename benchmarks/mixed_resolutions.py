@@ -17,11 +17,11 @@ import numpy as np
 
 from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
 from rare_lightning.data.preprocessing import read_case
-from rare_lightning.data.pyramid import ToLevelGrid, pad_to_size
+from rare_lightning.data.pyramid import ToLevelGrid
 from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import Case, read_task
 from rare_lightning.evaluation.tables import markdown_table
-from rare_lightning.networks.grids import round_up
+from rare_lightning.networks.grids import pad_to_size, round_up
 
 LEVELS = 3
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """``config.yaml``, ``config-2.yaml`` and so on."""
+    yield path
+    for number in count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
+
+
+def unused(path: Path) -> Path:
+    """The first of :func:`numbered` that does not exist."""
+    return next(name for name in numbered(path) if not name.exists())
 
 
 def write_text(text: str, path: Path) -> None:

@@ -169,7 +169,7 @@ class TensorBoardRunLogger(lightning.pytorch.loggers.TensorBoardLogger):
     ) -> None:
         """One montage of the cases: levels down, image, truth and prediction across."""
         picture = io.BytesIO()
-        plot_montage(list(slices.items()), class_names, picture)
+        plot_montage(list(slices.items()), class_names).savefig(picture, dpi=110, format="png")
         picture.seek(0)
         self.experiment.add_image(key, imread(picture), step, dataformats="HWC")
 

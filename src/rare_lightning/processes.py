@@ -1,7 +1,6 @@
 """The processes of a distributed run: what each of them found, and how one that dies takes the others with it."""
 
 import os
-import re
 import sys
 import threading
 import time
@@ -13,19 +12,8 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-SECONDS = 5.0
+PARENT_POLL_SECONDS = 5.0
 """How often a process looks whether the one that started it is still there."""
-
-GOES_ON = {
-    "fit": "rare fit goes on from its last checkpoint with the same command and --resume.",
-    "predict": "rare predict goes on with the same command and --resume.",
-}
-"""What to do about a command that could not end."""
-
-LOST = re.compile(
-    r"closed by peer|reset by peer|broken pipe|timed out|remote worker|NCCL|ncclRemoteError", re.IGNORECASE
-)
-"""What gloo and NCCL say when another process does not answer."""
 
 
 def gather(mine: Any) -> list[Any]:
@@ -60,20 +48,8 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(SECONDS)
+            time.sleep(PARENT_POLL_SECONDS)
         print("rare: error: the process that started this one has ended, and so does this", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread may be waiting for good
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def explain_loss(error: RuntimeError) -> str | None:
-    """The line for an error that tells that another process of the run is gone; None for any other."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return None
-    if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
-        return None
-    return (
-        f"process {dist.get_rank()} of {dist.get_world_size()} lost another one, which may have said why, or was "
-        f"killed (out of memory?). {GOES_ON['fit']}"
-    )

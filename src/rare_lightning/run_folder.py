@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import count, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from rare_lightning.errors import UserError, require
+from rare_lightning.files import numbered, unused
 
 MODULE = "rare_lightning.loggers."
 LOCK = ".lock"
@@ -24,7 +25,7 @@ OF_BEGUN = {LOCK, CSV_FOLDER, "wandb", "tensorboard"}
 """What a run leaves that ends before it has trained anything, beside ``config.yaml`` and ``splits.json``."""
 
 SECONDS_TO_END = 15.0
-"""That loader processes of a run that was killed take to see so; they hold its lock until then."""
+"""That processes of a run that was killed may take to see so; they hold its lock until then."""
 
 OURS = {"WandbLogger": "WandbRunLogger", "TensorBoardLogger": "TensorBoardRunLogger"}  # instead of Lightning's
 
@@ -125,26 +126,14 @@ def log_into(trainer: Namespace, folder: Path, subcommand: str, origin: str | No
     trainer.logger = [csv, *loggers]
 
 
-def unused(path: Path) -> Path:
-    """``path``, or ``config-2.yaml`` and so on if it exists."""
-    return next(numbered for numbered in _numbered(path) if not numbered.exists())
-
-
 def settings_of_training(folder: Path) -> dict[str, Any]:
     """Every setting that the run in this folder last went on with; none where no ``config.yaml`` can be read."""
-    written = list(takewhile(Path.exists, _numbered(folder / "config.yaml")))
+    written = list(takewhile(Path.exists, numbered(folder / "config.yaml")))
     try:
         settings = yaml.safe_load(written[-1].read_text(encoding="utf-8")) if written else None
     except (OSError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    """``config.yaml``, ``config-2.yaml`` and so on."""
-    yield path
-    for number in count(2):
-        yield path.with_stem(f"{path.stem}-{number}")
 
 
 def _loggers_of_training(folder: Path) -> dict[str, Namespace]:

@@ -89,7 +89,7 @@ def test_augmentation_that_changes_the_spacing_is_refused(cases):
 def test_a_batch_is_padded_at_the_far_end_to_its_largest_volume(cases):
     volumes = WholeVolumes(cases)
     assert len(volumes) == 6
-    batch = PyramidCollate(STRIDES)([volumes[1], volumes[2]])
+    batch = PyramidCollate(STRIDES, SETTINGS)([volumes[1], volumes[2]])
     largest = np.max([cases.cases[1].shape, cases.cases[2].shape], axis=0)
     assert all(
         n % 4 == 0 and 0 <= n - needed < 4 for n, needed in zip(batch["image"][0].shape[2:], largest, strict=True)

@@ -8,7 +8,9 @@ import torchio as tio
 from rare_lightning.data import pyramid
 from rare_lightning.data.cache import as_subject
 from rare_lightning.data.geometry import level_affine
-from rare_lightning.data.pyramid import LabelPyramid, ToLevelGrid, downsample_label, make_pyramid, pad_to_size
+from rare_lightning.data.preprocessing import Preprocessing
+from rare_lightning.data.pyramid import LabelPyramid, ToLevelGrid, downsample_label, make_pyramid
+from rare_lightning.networks.grids import pad_to_size
 
 OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
 
@@ -97,7 +99,8 @@ def test_sizes_that_are_no_multiple_are_refused():
 
 def test_pyramid_has_images_of_every_level():
     subject = as_subject(np.random.rand(2, 16, 8, 8).astype("f4"), np.ones((1, 16, 8, 8), "u1"), np.eye(4))
-    images = make_pyramid(subject, [(1, 1, 1), (2, 2, 1), (4, 4, 2)])
+    subject["statistics"] = torch.zeros(3, 2), torch.ones(3, 2)
+    images = make_pyramid(subject, [(1, 1, 1), (2, 2, 1), (4, 4, 2)], Preprocessing((1, 1, 1)))
     assert [tuple(images[level].shape) for level in images] == [(2, 16, 8, 8), (2, 8, 4, 8), (2, 4, 2, 4)]
     assert images[0].dtype == torch.float32
     for level in images:

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from rare_lightning.data.random_spacing import RandomSpacing
+from rare_lightning.data.routing import route
 from rare_lightning.errors import UserError
-from rare_lightning.inference import route
 from rare_lightning.networks.grids import block_average
 
 

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 from matplotlib.image import imread
 
-from rare_lightning.evaluation.figures import COLORS, plot_dice_by_resolution, plot_montage, plot_preview
+from rare_lightning.evaluation.figures import COLORS, plot_dice_by_resolution, plot_montage, plot_preview, save_figure
 from rare_lightning.evaluation.protocol import Row
 from rare_lightning.evaluation.slices import Slice
 from rare_lightning.evaluation.tables import summarize
@@ -30,7 +30,7 @@ def test_montage_paints_every_class_in_its_own_color(tmp_path):
     names = ["background", "a", "b", "c"]
     for name, change in (("good", np.copy), ("empty", np.zeros_like)):
         slices = [piece(level, change) for level in (0, 1)]
-        plot_montage([("median: x", slices), ("worst: y", slices)], names, tmp_path / f"{name}.png")
+        save_figure(plot_montage([("median: x", slices), ("worst: y", slices)], names), tmp_path / f"{name}.png")
     for color, present in zip(COLORS, (True, False, True), strict=False):
         good, empty = (count(tmp_path / f"{name}.png", color) for name in ("good", "empty"))
         # Truth and prediction hold the class in one, the truth alone in the other.

@@ -13,14 +13,14 @@ from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.cache import write_cached
 from rare_lightning.data.dataset import NormalizedCases, WholeVolumes
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.pyramid import PyramidCollate, ToLevelGrid, pad_to_size
+from rare_lightning.data.pyramid import PyramidCollate, ToLevelGrid
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan
 from rare_lightning.data.task import Case
 from rare_lightning.errors import UserError
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes
 from rare_lightning.networks import MultiResolutionNetwork, Prediction
-from rare_lightning.networks.grids import block_average, interpolate, round_up
+from rare_lightning.networks.grids import block_average, interpolate, pad_to_size, round_up
 
 
 def labels_of(image):

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from rare_lightning import RAREUNet
-from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import UNet
-from rare_lightning.networks.grids import round_up
+from rare_lightning.networks.grids import pad_to_size, round_up
 
 
 def batch_norm_network(kind=RAREUNet, depth=2, strides=2, **options):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rare_lightning.callbacks.training_record import TrainingRecord
 from rare_lightning.data.datamodule import Batch, DecathlonDataModule
-from rare_lightning.evaluation.figures import plot_dice_by_resolution, plot_montage
+from rare_lightning.evaluation.figures import plot_dice_by_resolution, plot_montage, save_figure
 from rare_lightning.evaluation.protocol import TRUTHS, Row
 from rare_lightning.evaluation.slices import Slice, cut_slice, write_slices
 from rare_lightning.evaluation.tables import (
@@ -19,11 +19,10 @@ from rare_lightning.evaluation.tables import (
     terminal_table,
     write_scores,
 )
-from rare_lightning.files import replacing
+from rare_lightning.files import unused
 from rare_lightning.module import LevelResult, SegmentationModule
 from rare_lightning.processes import gather
 from rare_lightning.provenance import command_line
-from rare_lightning.run_folder import unused
 
 
 class TestReport(L.Callback):
@@ -93,8 +92,8 @@ class TestReport(L.Callback):
         summary = write_scores(rows, self.folder, protocol, (record and record.record) or None, median_size)
         write_slices(slices, pl_module.class_names, self.folder / "slices.npz")
         plot_dice_by_resolution(summary, self.folder / "dice_by_resolution.png")
-        with replacing(self.folder / "montage.png") as part:
-            plot_montage(_median_and_worst(slices), pl_module.class_names, part)
+        montage = plot_montage(_median_and_worst(slices), pl_module.class_names)
+        save_figure(montage, self.folder / "montage.png", dpi=110)
         console = Console()
         for truth in TRUTHS:
             console.print(terminal_table(summary, truth))

@@ -13,11 +13,12 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from rare_lightning.callbacks import PredictionWriter
 from rare_lightning.commands.output import output_folder
+from rare_lightning.data.routing import RoutingStrategy
 from rare_lightning.data.scans import find_scans, read_scan
 from rare_lightning.data.voxels import channel_stem
 from rare_lightning.errors import UserError, few
 from rare_lightning.evaluation.timings import write_timings
-from rare_lightning.inference import PredictionModule, RoutingStrategy, ScanDataset, Segmenter
+from rare_lightning.inference import PredictionModule, ScanDataset, Segmenter
 from rare_lightning.inference.benchmark import Engine, as_rows, installed_engines, noise_scan, time_stages
 from rare_lightning.inference.export import EngineNetwork, Format, digest, export_network
 from rare_lightning.inference.segmenter import Precision

@@ -3,11 +3,13 @@
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 
 import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,7 +17,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rare_lightning.commands.tools import TOOLS, parser_of
 from rare_lightning.commands.training import train
 from rare_lightning.errors import UserError
-from rare_lightning.processes import GOES_ON, end_with_parent, explain_loss
+from rare_lightning.processes import end_with_parent
+
+GOES_ON = {
+    "fit": "rare fit goes on from its last checkpoint with the same command and --resume.",
+    "predict": "rare predict goes on with the same command and --resume.",
+}
+"""What to do about a command that could not end."""
 
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
@@ -28,6 +36,11 @@ NO_HOME = "Could not determine home directory"
 
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
+
+LOST_PROCESS = re.compile(
+    r"closed by peer|reset by peer|broken pipe|timed out|remote worker|NCCL|ncclRemoteError", re.IGNORECASE
+)
+"""What gloo and NCCL say when another process does not answer."""
 
 UNKNOWN_METRIC = "Early stopping conditioned on metric"
 """Lightning, of a callback that monitors what nothing logs."""
@@ -118,7 +131,19 @@ def _line_for(error: BaseException, command: str) -> str | None:
             f"--data.num_workers, 0 for no such process. {GOES_ON.get(command, '')}".rstrip()
         )
     # Of another process, or of a callback that monitors what nothing logs.
-    return message if message.startswith(UNKNOWN_METRIC) else explain_loss(error)
+    return message if message.startswith(UNKNOWN_METRIC) else _explain_loss(error)
+
+
+def _explain_loss(error: RuntimeError) -> str | None:
+    """The line for an error that tells that another process of the run is gone; None for any other."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    if not isinstance(error, dist.DistError) and not LOST_PROCESS.search(str(error)):
+        return None
+    return (
+        f"process {dist.get_rank()} of {dist.get_world_size()} lost another one, which may have said why, or was "
+        f"killed (out of memory?). {GOES_ON['fit']}"
+    )
 
 
 def _silence_noise() -> None:

@@ -35,7 +35,7 @@ from rare_lightning.data.download import find_task
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.task import Task, regions_of
 from rare_lightning.errors import UserError, few
-from rare_lightning.files import write_json
+from rare_lightning.files import unused, write_json
 from rare_lightning.models import find_checkpoint, model_names
 from rare_lightning.module import SegmentationModule
 from rare_lightning.processes import sigterm_before_loaders
@@ -45,7 +45,6 @@ from rare_lightning.run_folder import (
     only_writer,
     refuse_folder_in_use,
     run_folder,
-    unused,
 )
 
 

@@ -189,12 +189,7 @@ def _save(subject: tio.Subject, case: Case, folder: Path) -> None:
     np.save(folder / "image.npy", np.ascontiguousarray(subject.image.numpy()))
     np.save(folder / "label.npy", np.ascontiguousarray(label))
     np.save(folder / "foreground.npy", _sample_foreground(label[0]))
-    record = {
-        "case": case.case_id,
-        "images": [str(path) for path in case.images],
-        "affine": subject.image.affine.tolist(),
-    }
-    write_json(record, folder / "case.json")
+    write_json({"affine": subject.image.affine.tolist()}, folder / "case.json")
 
 
 def _sample_foreground(label: np.ndarray) -> np.ndarray:

@@ -257,7 +257,7 @@ class DecathlonDataModule(L.LightningDataModule):
             seed=seed,
         )
         share = TrainingShare(len(dataset), self.batch_size, seed, *self._processes(), kinds=cases.grids)
-        collate = PyramidCollate(self.strides, self.label_downsampling, self.random_spacing, self.preprocessing)
+        collate = PyramidCollate(self.strides, self.preprocessing, self.label_downsampling, self.random_spacing)
         return self._loader(dataset, share, collate, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[tio.Subject]:
@@ -400,7 +400,7 @@ class DecathlonDataModule(L.LightningDataModule):
     def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
         cases = self._cached(case_ids)
         dataset = WholeVolumes(cases)
-        collate = PyramidCollate(self.strides, self.label_downsampling, preprocessing=self.preprocessing)
+        collate = PyramidCollate(self.strides, self.preprocessing, self.label_downsampling)
         return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()), collate)
 
     def _loader(

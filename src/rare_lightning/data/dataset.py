@@ -10,11 +10,10 @@ from torch.utils.data import Dataset
 from rare_lightning.data.cache import CachedCase, as_subject
 from rare_lightning.data.geometry import format_spacing, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.routing import FULL, FinestGrids
 from rare_lightning.data.sampling import seeded
 from rare_lightning.errors import UserError
-from rare_lightning.networks.grids import Size3, block_average, repeat_blocks
+from rare_lightning.networks.grids import Size3, block_average, pad_to_size, repeat_blocks
 
 
 class NormalizedCases:

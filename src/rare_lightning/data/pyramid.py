@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torchio as tio
 from torch import Tensor
@@ -16,7 +15,7 @@ from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.resampling import largest_share
 from rare_lightning.data.routing import FULL
 from rare_lightning.data.sampling import seeded
-from rare_lightning.networks.grids import Size3, block_average, round_up, triple
+from rare_lightning.networks.grids import Size3, block_average, pad_to_size, round_up, triple
 
 LabelDownsampling = Literal["majority", "nearest", "corner"]
 
@@ -126,14 +125,14 @@ class LabelPyramid:
 def make_pyramid(
     subject: tio.Subject,
     strides: Sequence[Size3],
+    preprocessing: Preprocessing,
     random_spacing: RandomSpacing = EXACT,
-    preprocessing: Preprocessing | None = None,
     finest_level: int = 0,
 ) -> dict[int, Tensor]:
     """Images ``(C, D_l, H_l, W_l)`` by level from the finest on, for the cumulative stride of each.
 
-    With ``preprocessing``, each level is normalised by the ``statistics`` of its scan that the subject holds: a scan of
-    low resolution has no others at inference.
+    Each level is normalised by the ``statistics`` of its scan that the subject holds: a scan of low resolution has no
+    others at inference.
     """
     images = {}
     for level, stride in list(enumerate(strides))[finest_level:]:
@@ -142,21 +141,8 @@ def make_pyramid(
             image, octaves = down.image.data.float(), 0.0
         else:  # what brings images to another spacing begins from the scan
             image, octaves = random_spacing(subject.image.data.float(), stride)
-        if preprocessing is not None:
-            image = preprocessing.of_level(image, level + octaves, subject["statistics"])
-        images[level] = image
+        images[level] = preprocessing.of_level(image, level + octaves, subject["statistics"])
     return images
-
-
-def pad_to_size(array: np.ndarray | Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat the last voxels of ``(..., D, H, W)`` up to ``size``; the first voxel stays first, larger axes stay."""
-    tensor = torch.as_tensor(array)
-    for axis, n in zip((-3, -2, -1), size, strict=True):
-        extra = n - tensor.shape[axis]
-        if extra > 0:
-            edge = tensor.narrow(axis, tensor.shape[axis] - 1, 1)
-            tensor = torch.cat([tensor, edge.repeat_interleave(extra, dim=axis)], dim=axis)
-    return tensor
 
 
 class PyramidCollate:
@@ -166,22 +152,22 @@ class PyramidCollate:
 
     Args:
         strides: Cumulative stride of each level.
+        preprocessing: Normalises the levels.
         label_downsampling: How labels reach the level grids.
         random_spacing: Draws the spacing of each level's image, for training.
-        preprocessing: Normalises the levels of subjects that hold the ``statistics`` of their scans.
     """
 
     def __init__(
         self,
         strides: Sequence[Size3],
+        preprocessing: Preprocessing,
         label_downsampling: LabelDownsampling = "majority",
         random_spacing: RandomSpacing = EXACT,
-        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.strides = list(strides)
+        self.preprocessing = preprocessing
         self.label_downsampling = label_downsampling
         self.random_spacing = random_spacing
-        self.preprocessing = preprocessing
 
     def __call__(self, subjects: Sequence[tio.Subject]) -> dict[str, Any]:
         """Level -> ``image`` (B, C, D_l, H_l, W_l) float32 and ``label``, a :class:`LabelPyramid`, and what was noted.
@@ -200,7 +186,7 @@ class PyramidCollate:
             for part in (subject.image, subject.label):
                 part.set_data(pad_to_size(part.data, size))
             with seeded(*subject.get("random_key", ()), 1):  # not the draws of the patch itself again
-                images = make_pyramid(subject, self.strides, self.random_spacing, self.preprocessing, finest)
+                images = make_pyramid(subject, self.strides, self.preprocessing, self.random_spacing, finest)
             items.append(
                 {
                     "image": images,

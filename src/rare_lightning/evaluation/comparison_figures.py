@@ -9,9 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rare_lightning.evaluation.comparison import MEAN, Comparison
-from rare_lightning.evaluation.figures import COLORS, add_legend, show_slice
+from rare_lightning.evaluation.figures import COLORS, add_legend, save_figure, show_slice
 from rare_lightning.evaluation.slices import Slice
-from rare_lightning.files import replacing
 
 LINES = [color for color in COLORS if color != "#f0e442"]  # yellow is hard to see on white
 MARKERS = "osD^vPX"
@@ -93,7 +92,5 @@ def plot_methods(slices: Mapping[str, Sequence[Slice]], class_names: Sequence[st
 
 
 def _save(figure: Figure, folder: Path, name: str) -> None:
-    with replacing(folder / f"{name}.png") as part:
-        figure.savefig(part, dpi=130, format="png")
-    with replacing(folder / f"{name}.svg") as part:
-        figure.savefig(part, dpi=130, format="svg", metadata={"Date": None})  # or no two runs would be the same
+    for suffix in ("png", "svg"):
+        save_figure(figure, folder / f"{name}.{suffix}")

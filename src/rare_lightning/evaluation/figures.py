@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,19 @@ SIDES = ("LR", "PA", "IS")  # where each canonical axis begins and ends
 EDGE = [withStroke(linewidth=2, foreground="black")]  # of letters, on any picture
 
 
+def save_figure(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Write a figure in the format of the suffix, whole or not at all."""
+    suffix = path.suffix[1:]
+    with replacing(path) as part:
+        # Without the date, or no two SVGs would be the same.
+        figure.savefig(part, dpi=dpi, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+
+
+def overlay_style(classes: int) -> dict[str, Any]:
+    """How imshow draws the foreground of so many classes."""
+    return {"cmap": ListedColormap((COLORS * classes)[: classes - 1]), "vmin": 1, "vmax": max(classes - 1, 2)}
+
+
 def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
     """Mean Dice over levels, per class and truth."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -37,13 +50,10 @@ def plot_dice_by_resolution(summary: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.axes[0].set_ylabel(f"mean Dice of {summary['cases']} cases")
-    with replacing(path) as part:
-        figure.savefig(part, dpi=130, format="png")
+    save_figure(figure, path)
 
 
-def plot_montage(
-    cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str], path: Path | IO[bytes]
-) -> None:
+def plot_montage(cases: Sequence[tuple[str, Sequence[Slice]]], class_names: Sequence[str]) -> Figure:
     """Rows: levels. Columns: image, truth, prediction, for each titled case; empty at levels that it lacks."""
     levels = sorted({piece.level for _, slices in cases for piece in slices})
     rows, unnamed = len(levels), set(levels)
@@ -66,16 +76,15 @@ def plot_montage(
         for axes, heading in zip(grid[0, 3 * block : 3 * block + 3], (title, "truth", "prediction"), strict=True):
             axes.set_title(heading, fontsize=9)
     add_legend(figure, class_names)
-    figure.savefig(path, dpi=110, format="png")
+    return figure
 
 
 def show_slice(axes: Axes, piece: Slice, labels: np.ndarray | None, classes: int) -> None:
     """A slice's image, under the foreground of labels ``(H, W)`` if there are any."""
     axes.imshow(piece.image.T, cmap="gray", origin="lower", aspect=piece.aspect)
     if labels is not None:
-        colors = ListedColormap((COLORS * classes)[: classes - 1])
-        shown, last = np.ma.masked_equal(labels.T, 0), max(classes - 1, 2)
-        axes.imshow(shown, cmap=colors, alpha=0.6, origin="lower", aspect=piece.aspect, vmin=1, vmax=last)
+        shown = np.ma.masked_equal(labels.T, 0)
+        axes.imshow(shown, alpha=0.6, origin="lower", aspect=piece.aspect, **overlay_style(classes))
     axes.set(xticks=[], yticks=[])
 
 
@@ -100,8 +109,6 @@ def plot_preview(
         path: PNG to write.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    classes = len(class_names)
-    colors = ListedColormap((COLORS * classes)[: classes - 1])
     every = max(1, round((image.size / 1e6) ** (1 / 3)))  # a million voxels tell the window as well as all
     low, high = np.percentile(image[::every, ::every, ::every], [1, 99.5])
     found = labels > 0
@@ -116,7 +123,7 @@ def plot_preview(
         overlay = np.ma.masked_equal(np.moveaxis(labels, normal, 0)[index], 0)
         for shown, first, spacing, style in (
             (plane, np.zeros(3), image_spacing, {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}),
-            (overlay, begin, label_spacing, {"cmap": colors, "alpha": 0.5, "vmin": 1, "vmax": max(classes - 1, 2)}),
+            (overlay, begin, label_spacing, overlay_style(len(class_names)) | {"alpha": 0.5}),
         ):
             left, bottom = np.delete(first, normal)
             right, top = (left, bottom) + np.delete(spacing, normal) * shown.shape
@@ -131,8 +138,7 @@ def plot_preview(
                 x, y, letter, transform=axes.transAxes, ha="center", va="center", color="white", path_effects=EDGE
             )
     add_legend(figure, class_names)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110, format="png")
+    save_figure(figure, path, dpi=110)
 
 
 def add_legend(figure: Figure, class_names: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from rare_lightning.evaluation.figures import save_figure
 from rare_lightning.evaluation.tables import markdown_table, three_digits
-from rare_lightning.files import replacing, write_csv, write_json, write_text
+from rare_lightning.files import write_csv, write_json, write_text
 from rare_lightning.provenance import describe_process
 
 TimingRow = dict[str, Any]
@@ -28,11 +29,10 @@ def write_timings(rows: Sequence[TimingRow], note: str, folder: Path) -> None:
     record = {"title": "Inference", "note": note, "rows": shown, "process": describe_process()}
     write_json(record, folder / "benchmark.json")
     write_text(f"{note}\n\n{markdown_table(shown)}\n", folder / "benchmark.md")
-    with replacing(folder / "benchmark.png") as part:
-        _plot(rows, note, part)
+    save_figure(_plot(rows, note), folder / "benchmark.png")
 
 
-def _plot(rows: Sequence[TimingRow], note: str, path: Path) -> None:
+def _plot(rows: Sequence[TimingRow], note: str) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for engine in dict.fromkeys(row["engine"] for row in rows):
@@ -50,7 +50,7 @@ def _plot(rows: Sequence[TimingRow], note: str, path: Path) -> None:
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130, format="png")
+    return figure
 
 
 def _rounded(value: Any) -> str:

@@ -24,6 +24,7 @@ from rare_lightning.data.geometry import geometry_of_affine
 from rare_lightning.data.resampling import resample
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan, write_array
 from rare_lightning.inference.export import SIDECAR, EngineNetwork, LevelNetwork, export_network, open_exported
+from rare_lightning.inference.forward_times import in_turns
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.networks import MultiResolutionNetwork, UNet
 from rare_lightning.networks.grids import Size3, Spacing, level_spacing, triple
@@ -85,10 +86,7 @@ def time_stages(
             _run(segmenter, path, folder)  # loads what every first run loads
         say(f"level {level}: {' x '.join(map(str, read_scan(path).geometry.size))} voxels")
         memory = {name: _peak(partial(_run, model, path, folder)) for name, model in models.items()}
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-        for _ in range(repeats):  # in turns, so that a busy moment of the machine hits all alike
-            for name, model in models.items():
-                runs[name].append(_run(model, path, folder))
+        runs = in_turns({name: partial(_run, model, path, folder) for name, model in models.items()}, repeats)
         for name, model in models.items():
             seconds = {stage: median(run[stage] for run in runs[name]) for stage in STAGES}
             flops = _flops(unet if model is unet else segmenter, path)

@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rare_lightning.inference.segmenter import Segmenter
 from rare_lightning.inference.windows import segment_level
 from rare_lightning.networks.grids import Size3, cells
+
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -37,20 +39,27 @@ def time_forwards(segmenters: Mapping[str, Segmenter], size: Size3, repeats: int
     return seconds
 
 
-def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task, taken in turns so that a busy moment of the machine hits all alike.
+def in_turns(tasks: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """What each task returns, run in turns so that a busy moment of the machine hits all alike.
 
     Args:
         tasks: By name.
         repeats: Runs of each, after one that does not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats + 1):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values[1:]) for name, values in seconds.items()}
+    turns = [{name: task() for name, task in tasks.items()} for _ in range(repeats + 1)]
+    return {name: [turn[name] for turn in turns[1:]] for name in tasks}
+
+
+def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task, see :func:`in_turns`."""
+    timed = {name: partial(_seconds, task) for name, task in tasks.items()}
+    return {name: median(seconds) for name, seconds in in_turns(timed, repeats).items()}
+
+
+def _seconds(task: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    task()
+    return time.perf_counter() - started
 
 
 def _forward(segmenter: Segmenter, level: int, size: Size3) -> Callable[[], Any]:

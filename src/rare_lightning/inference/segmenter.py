@@ -18,7 +18,6 @@ from rare_lightning.configuration import network_weights, read_checkpoint
 from rare_lightning.data.cropping import Box, content_box
 from rare_lightning.data.geometry import Geometry, format_spacing, geometry_of_affine, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
-from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.data.resampling import covering_size, resample, resample_in_slabs
 from rare_lightning.data.routing import Route, RoutingStrategy, route
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan, refuse_non_finite
@@ -29,7 +28,7 @@ from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total
 from rare_lightning.inference.mirroring import flipped_axes, mirror_images
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
-from rare_lightning.networks.grids import Size3, round_up, triple
+from rare_lightning.networks.grids import Size3, pad_to_size, round_up, triple
 
 Precision = Literal["32-true", "bf16-mixed"]
 MIRROR_AXES = "mirror_axes"

@@ -6,9 +6,8 @@ from math import ceil, prod
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
-from rare_lightning.data.pyramid import pad_to_size
 from rare_lightning.networks import MultiResolutionNetwork
-from rare_lightning.networks.grids import Size3, cells, crop, round_up
+from rare_lightning.networks.grids import Size3, cells, crop, pad_to_size, round_up
 
 OVERLAP = 0.25  # of neighbouring windows, as a share of their size
 

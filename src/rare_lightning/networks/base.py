@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rare_lightning.networks.description import SelfDescribing
+from rare_lightning.description import SelfDescribing
 from rare_lightning.networks.grids import Grid, Pyramid, Size3, interpolate, level_stride, stage_strides, triple
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -79,6 +80,16 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first voxels of ``(..., D, H, W)`` along each axis: what padding added at the far end is cut off."""
     d, h, w = size
     return x[..., :d, :h, :w]
+
+
+def pad_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the last voxels of ``(..., D, H, W)`` up to ``size``; the first voxel stays first, larger axes stay."""
+    for axis, n in zip((-3, -2, -1), size, strict=True):
+        extra = n - x.shape[axis]
+        if extra > 0:
+            edge = x.narrow(axis, x.shape[axis] - 1, 1)
+            x = torch.cat([x, edge.repeat_interleave(extra, dim=axis)], dim=axis)
+    return x
 
 
 def block_average(x: Tensor, stride: Size3) -> Tensor:

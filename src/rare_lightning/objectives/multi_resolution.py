@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rare_lightning.description import SelfDescribing
 from rare_lightning.networks import DeepLogits, Prediction, Pyramid
-from rare_lightning.networks.description import SelfDescribing
 from rare_lightning.networks.grids import Size3
 from rare_lightning.objectives.segmentation import DiceCrossEntropy
 

@@ -15,13 +15,13 @@ import torchio as tio
 from torch import Tensor
 
 from rare_lightning.data.geometry import Geometry
-from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid, pad_to_size
+from rare_lightning.data.pyramid import LabelDownsampling, ToLevelGrid
 from rare_lightning.data.splits import Split
 from rare_lightning.data.task import Task
 from rare_lightning.data.voxels import channels_first, channels_of, is_nifti, read_nifti
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.files import appearing, write_json
-from rare_lightning.networks.grids import Size3, interpolate, round_up
+from rare_lightning.networks.grids import Size3, interpolate, pad_to_size, round_up
 
 Feed = Literal["native", "upsampled"]
 FEEDS: tuple[Feed, ...] = ("native", "upsampled")
