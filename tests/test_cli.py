@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -310,8 +311,9 @@ def test_the_same_seed_gives_the_same_weights(run, phantom, tmp_path):
         [CONFIGS / "network" / "unet_multi_resolution.yaml"],
         [CONFIGS / "network" / "nnunet.yaml"],
         [CONFIGS / "hippocampus_long.yaml"],
+        [CONFIGS / "ct.yaml"],
     ],
-    ids=["patches", "paper", "unet", "unet_multi_resolution", "nnunet", "long"],
+    ids=["patches", "paper", "unet", "unet_multi_resolution", "nnunet", "long", "ct"],
 )
 def test_overlays_train_and_test(phantom, tmp_path, overlays):
     words = [word for path in overlays for word in ("--config", str(path))]
@@ -352,6 +354,19 @@ def test_a_network_of_other_levels_than_the_data_is_refused(phantom, tmp_path, m
         "Halving has levels of [(1, 1, 1), (2, 2, 2)] base voxels, and the data of [(1, 1, 1), (2, 2, 1)]",
         capsys.readouterr().err,
     )
+
+
+def test_the_readmes_own_loop_trains(phantom, monkeypatch, tmp_path):
+    readme = (CONFIGS.parent / "README.md").read_text()
+    blocks = [block.partition("```")[0] for block in readme.split("```python\n")]
+    code = "\n".join(block for block in blocks if "network = RAREUNet(" in block or "data.train_dataloader()" in block)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Task04_Hippocampus").symlink_to(phantom)
+    names = {}
+    exec(code, names)
+    assert names["loss"].isfinite()
+    with pytest.raises(ValueError, match=r"level 1 is answered on .*batch\[\"label\"\]\.on"):
+        names["objective"](names["prediction"], names["batch"]["label"])
 
 
 @pytest.fixture
@@ -546,6 +561,8 @@ def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
         (["data", "check", "nowhere"], "dataset.json: not found"),
         (["data", "check", "~nobody-of-this-name/task"], "Could not determine home directory"),
         (["phantom", "task", "--seed", "-1"], "seed (-1) >= 0"),
+        (["test", "--data.root", "task"], "rare test needs --ckpt_path"),
+        (["evaluate", "--predictions", ".", "--labels", "nowhere", "--output", "out"], "nowhere: no such folder"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_1(words, message, capsys, tmp_path, monkeypatch):
@@ -599,6 +616,7 @@ def test_places_and_devices_that_are_not_there_get_one_line(phantom, tmp_path, m
             "level_weights [1.0, 0.0] leave nothing to train of a batch of [[1]]",
         ),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs and max_steps must leave something to train"),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches 0 leaves nothing to train"),
         (
             ["--checkpoint.monitor", "null", "--checkpoint.mode", "min"],
             "checkpoint.mode min is of a checkpoint.monitor",
@@ -752,6 +770,37 @@ def test_a_class_that_no_case_has_is_named(phantom, tmp_path, capsys, caplog):
     assert "no training case has Tail" in caplog.text
 
 
+@pytest.mark.parametrize(("role", "number"), [("train", "1"), ("val", "2")])
+def test_cases_without_any_class_cannot_train_or_choose_the_best(phantom, tmp_path, capsys, role, number):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    split = {"train": ["hippocampus_001"], "val": ["hippocampus_002"], "test": ["hippocampus_003"]}
+    (tmp_path / "splits.json").write_text(json.dumps([split]))
+    path = root / "labelsTr" / f"hippocampus_00{number}.nii.gz"
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    assert main(["data", "check", str(root)]) == 0
+    assert f"without any class: hippocampus_00{number}" in capsys.readouterr().out
+    words = ["--data.splits_file", str(tmp_path / "splits.json"), "--data.batch_size", "1"]
+    assert fit(root, tmp_path / "run", *words) == 1
+    name = {"train": "training", "val": "validation"}[role]
+    assert_one_line(f"no {name} case (hippocampus_00{number}) has any class", capsys.readouterr().err)
+
+
+def test_an_image_that_is_there_twice_is_named(phantom, tmp_path, capsys):
+    root = shutil.copytree(phantom, tmp_path / "task")
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(root / folder / "hippocampus_001.nii.gz", root / folder / "hippocampus_004.nii.gz")
+    assert main(["data", "check", str(root)]) == 0
+    assert "the same image: hippocampus_001, hippocampus_004" in capsys.readouterr().out
+
+
+def test_a_patch_beyond_all_scans_is_said(phantom, tmp_path, caplog):
+    assert fit(phantom, tmp_path / "run", "--data.patch_size", "[96,32,96]", "--trainer.fast_dev_run", "1") == 0
+    assert re.search(
+        r"data.patch_size \[96, 32, 96\] reaches beyond .*: \[\d\d, \d\d, \d\d\] holds as much", caplog.text
+    )
+
+
 def test_tools_and_help_read_well(capsys, tmp_path):
     root = tmp_path / "task"
     assert main(["phantom", str(root), "--cases", "2", "--size", "[24, 24, 24]"]) == 0
@@ -776,15 +825,28 @@ def test_help_and_version_do_not_wait_for_libraries():
         assert answer in ran.stdout
 
 
+@pytest.mark.parametrize("text", ["a: b: c", "- a", "\x00"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path, text, capsys):
+    (tmp_path / "broken.yaml").write_text(text)
+    assert main(["fit", *TINY, "--config", str(tmp_path / "broken.yaml")]) == 1
+    assert_one_line("broken.yaml: is no configuration", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["fit", "--trainer.max_epochs", "1"], "give --data.root, the folder of a Decathlon task"),
         (["fit", "--data.root", "x", "--trainer.max_ep", "1"], "unrecognized arguments: --trainer.max_ep"),
+        (["fit", *TINY, "--data.patch_size", "64"], "data.patch_size is 64, and must be one of: list[int], null"),
+        (
+            ["fit", *TINY, "--data.normalize", "minmax"],
+            "data.normalize is minmax, and must be one of: Literal['zscore', 'percentile'], tuple[float, float]",
+        ),
+        (["fit", *TINY, "--model.network", "RAREUnet"], "there is no class RAREUnet. Give its import path"),
         (["predict", "--ckpt_path", "a", "--input", "b", "--output", "c", "--prev"], "unrecognized arguments: --prev"),
     ],
 )
-def test_what_is_left_out_or_shortened_is_named(words, message, capsys):
+def test_what_is_left_out_or_no_value_is_named(words, message, capsys):
     assert main(words) in (1, 2)
     assert message in last_line(capsys.readouterr().err)
 

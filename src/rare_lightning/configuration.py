@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: no such checkpoint, nor a model of rare models ({', '.join(model_names())})"
         ) from error
     except Exception as error:  # whatever unpickling foreign bytes raises
-        raise UserError(f"{path}: not a checkpoint of rare fit ({type(error).__name__})") from error
+        raise UserError(f"{path}: not a checkpoint of rare fit, or damaged ({type(error).__name__})") from error
     if missing:
         raise UserError(f"{path}: not a checkpoint of rare fit (without {', '.join(missing)})")
     return checkpoint

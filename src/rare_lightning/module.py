@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from rare_lightning.configuration import keep_plain_hyperparameters
-from rare_lightning.data.datamodule import Batch
+from rare_lightning.data.datamodule import Batch, DecathlonDataModule
 from rare_lightning.data.pyramid import LabelPyramid
 from rare_lightning.data.task import Regions, each_class
 from rare_lightning.errors import UserError
@@ -170,16 +170,11 @@ class SegmentationModule(L.LightningModule):
         """Tell processes that share gradients not to wait for those of levels that a batch leaves out.
 
         Raises:
-            UserError: If a level is another for the network than for the data.
+            UserError: If a level is another for the network than for the data, or the classes are.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
-        own = [tuple(self.network.level_stride(level)) for level in self.levels]
-        of_data = list(getattr(data, "strides", own))
-        if own != of_data[: len(own)]:
-            raise UserError(
-                f"{type(self.network).__name__} has levels of {own} base voxels, and the data of {of_data}: give both "
-                "the same levels, depth and strides, as rare fit does where a network takes them as arguments"
-            )
+        if isinstance(data, DecathlonDataModule):
+            self._refuse_other(data)
         if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
             return
         if self.level_cycle != [list(self.levels)] or getattr(data, "lacks_levels", False):
@@ -334,6 +329,16 @@ class SegmentationModule(L.LightningModule):
             for level, image in images.items()
         }
         return Prediction(logits, {}, {})
+
+    def _refuse_other(self, data: DecathlonDataModule) -> None:
+        own, of_data = [tuple(self.network.level_stride(level)) for level in self.levels], data.strides
+        if own != of_data[: len(own)]:
+            raise UserError(
+                f"{type(self.network).__name__} has levels of {own} base voxels, and the data of {of_data}: give both "
+                "the same levels, depth and strides, as rare fit does where a network takes them as arguments"
+            )
+        if self.class_names != list(data.task.classes):
+            raise UserError(f"class_names {self.class_names} are not those of the data, {list(data.task.classes)}")
 
     def _levels_of(self, batch: Batch) -> list[int]:
         return [level for level in self.levels if level in batch["image"]]

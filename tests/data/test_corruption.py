@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from rare_lightning.data.integrity import find_problems
+from rare_lightning.data.integrity import inspect_case
 from rare_lightning.data.preprocessing import Preprocessing, median_spacing
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table
@@ -321,7 +321,7 @@ def outcome(root, index, fault, seed, scratch):
     others = [c.label if damaged == copy.label else c.images[0] for c in strangers]
     others.append(case.images[0] if damaged == copy.label else case.label)
     FAULTS[fault](damaged, rng, others)
-    problems = find_problems(copy, task)
+    problems = inspect_case(copy, task).problems
     if problems:
         good = all("\n" not in p for p in problems) and any(damaged.name in p or "differ" in p for p in problems)
         return OUTCOMES[0] if good else f"not one line with the file's name: {problems}"

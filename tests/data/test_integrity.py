@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rare_lightning.data.integrity import check_cases, find_problems
+from rare_lightning.data.integrity import check_cases, inspect_case
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 
@@ -98,7 +98,7 @@ BREAKAGES = {
 
 
 def test_good_cases_have_no_problems(task):
-    assert [find_problems(case, task) for case in task.cases] == [[]] * 6
+    assert [inspect_case(case, task).problems for case in task.cases] == [[]] * 6
 
 
 def test_a_hundredth_of_a_voxel_is_a_headers_rounding(task):
@@ -106,7 +106,7 @@ def test_a_hundredth_of_a_voxel_is_a_headers_rounding(task):
     origin = sitk.ReadImage(case.label).GetOrigin()
     for shift, count in ((0.009, 0), (0.011, 1)):
         set_header(case.label, Origin=(origin[0] + shift, *origin[1:]))
-        assert len(problems := find_problems(case, task)) == count
+        assert len(problems := inspect_case(case, task).problems) == count
     assert problems[0].endswith("image and label lie at different places, up to 0.011 mm apart")
 
 
@@ -116,7 +116,7 @@ def test_each_kind_of_problem_is_found(task, kind):
     case = task.cases[0]
     breakage, message = BREAKAGES[kind]
     breakage(case)
-    problems = find_problems(case, task)
+    problems = inspect_case(case, task).problems
     assert problems, kind
     assert all(problem.startswith(f"{case.case_id}: ") and "\n" not in problem for problem in problems)
     with pytest.raises(UserError, match=message):

@@ -137,8 +137,9 @@ def test_what_resolutions_train_is_said(mixed, caplog):
         data.prepare_data()
         with caplog.at_level("INFO"):
             data.train_dataloader()
-    assert "training scans of 1x1x1 to 2x2x2 mm; level 0 is 1.5x1.5x1.5 mm (their median; data.spacing" in caplog.text
-    assert "training scans of 1x1x1 to 2x2x2 mm; level 0 is 1x1x1 mm\n" in caplog.text
+    measure = "voxels of training scans measure 1 to 2 x 1 to 2 x 1 to 2 mm; level 0 is"
+    assert f"{measure} 1.5x1.5x1.5 mm (the median of each axis; data.spacing chooses another)" in caplog.text
+    assert f"{measure} 1x1x1 mm\n" in caplog.text
     assert "1 of 2 training scans train all levels, 1 from level 1 (2x2x2 mm) on" in caplog.text
 
 

@@ -5,7 +5,7 @@ import pytest
 import torchio as tio
 
 from rare_lightning.data import make_phantom
-from rare_lightning.data.integrity import find_problems
+from rare_lightning.data.integrity import inspect_case
 from rare_lightning.data.task import read_task
 from rare_lightning.errors import UserError
 
@@ -35,7 +35,7 @@ def test_a_phantom_is_a_sound_task_with_every_class_in_every_case(tmp_path, kind
     assert (len(task.channels), len(task.classes), len(task.cases)) == (channels, classes, 5)
     orientations = set()
     for case in task.cases:
-        assert find_problems(case, task) == []
+        assert inspect_case(case, task).problems == []
         label = tio.LabelMap(case.label)
         assert set(np.unique(label.numpy()).tolist()) == set(range(classes))
         orientations.add("".join(label.orientation))

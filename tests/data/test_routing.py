@@ -113,3 +113,9 @@ def test_of_levels_with_one_grid_the_first_is_filled():
     strides = [(1, 1, 1), (1, 1, 1), (2, 2, 2)]
     assert finest_grids((1, 1, 1), (1, 1, 1), strides) == FULL
     assert finest_grids((2, 2, 2), (1, 1, 1), strides).level == 2
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (0, 1, 1), (float("nan"), 1, 1), (1, 1, float("inf"))])
+def test_what_is_no_spacing_is_refused(spacing):
+    with pytest.raises(ValueError, match="a spacing must be three positive numbers of mm"):
+        route(spacing, (1, 1, 1), STRIDES)

@@ -206,6 +206,7 @@ def test_cases_whose_files_are_called_alike_are_told_apart_by_their_folders(tmp_
         ({"modality": {"1": "T1", "2": "T2"}}, "channels are numbered 1, 2, and not from 0 without gaps"),
         ({"modality": {}}, "channels are numbered not at all"),
         ({"training": None, "file_ending": ".png"}, "'file_ending' is .png, where .nii.gz, "),
+        ({"training": None, "channel_names": {"0": "T1"}}, "names no 'file_ending', such as"),
         ({"training": None, "file_ending": ".nii.gz"}, "no cases under 'training', or in imagesTr and labelsTr"),
         ({"modality": None}, "not a dataset.json of the Decathlon or of nnU-Net .*channel_names"),
         ({"training": [{"image": "a.nii"}]}, "not a dataset.json of the Decathlon or of nnU-Net .*label"),
@@ -223,5 +224,5 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"dataset.json: not found.*rare phantom"):
         read_task(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"not a dataset\.json of"):
+    with pytest.raises(UserError, match=r"dataset\.json: is no JSON \(Expecting property name"):
         read_task(tmp_path)

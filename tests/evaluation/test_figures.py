@@ -108,6 +108,17 @@ def test_labels_lie_over_the_scan_wherever_their_grid_begins(tmp_path):
     assert np.abs(own - other).mean() < 1e-3
 
 
+def test_a_window_decides_what_is_black_and_white(tmp_path):
+    """A table of 3000 HU beside soft tissue leaves that no contrast."""
+    image, labels = np.zeros((12, 12, 12), np.float32), np.zeros((12, 12, 12), np.uint8)
+    image[2:10, 2:10, 2:10], image[:, :, 0], image[0] = 40, 3000, -1000
+    grey = []
+    for window in (None, (0.0, 100.0)):
+        plot_preview(image, labels, np.eye(4), np.eye(4), ["background", "a"], tmp_path / "p.png", window)
+        grey.append((np.abs(imread(tmp_path / "p.png")[..., 0] - 0.4) < 0.02).mean())
+    assert grey[0] < 0.05 < 0.2 < grey[1]
+
+
 def test_a_legend_of_many_classes_stays_in_the_picture(tmp_path):
     image, labels = np.zeros((8, 8, 8), np.float32), np.ones((8, 8, 8), np.uint8)
     names = [f"structure number {i}" for i in range(21)]

@@ -23,6 +23,19 @@ def test_a_perfect_prediction():
     assert score_mask(CUBE, CUBE, (1.0, 1.0, 1.0), 1.0) == (1.0, 0.0, 1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "spacing", "message"),
+    [
+        (CUBE.int(), (1.0, 1.0, 1.0), "must be boolean tensors"),
+        (CUBE[:5], (1.0, 1.0, 1.0), "must be of one grid"),
+        (CUBE, (0.0, 1.0, 1.0), "must be of one grid, with three spacings above 0"),
+    ],
+)
+def test_what_is_no_mask_of_one_grid_is_refused(prediction, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        score_mask(prediction, CUBE, spacing, 1.0)
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
 def test_a_shifted_box_by_hand(spacing):
     shifted = box((3, 9), (2, 8), (2, 8))

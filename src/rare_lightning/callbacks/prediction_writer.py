@@ -30,6 +30,7 @@ class PredictionWriter(BasePredictionWriter):
         settings: What answers follow from, for the record: names and digests of the models, routing and the like.
         preview: Write ``NAME.png``.
         probabilities: Whether answers come with probabilities.
+        window: Intensities that are black and white in pictures; of each scan's own by default.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PredictionWriter(BasePredictionWriter):
         settings: dict[str, Any],
         preview: bool = False,
         probabilities: bool = False,
+        window: tuple[float, float] | None = None,
     ) -> None:
         super().__init__("batch")
         self.folder = folder
@@ -46,6 +48,7 @@ class PredictionWriter(BasePredictionWriter):
         self.settings = settings
         self.preview = preview
         self.probabilities = probabilities
+        self.window = window
         self.failures: list[str] = []
 
     def path_of(self, scan: ScanFiles) -> Path:
@@ -109,6 +112,7 @@ class PredictionWriter(BasePredictionWriter):
                     answer.geometry.canonical_affine,
                     self.classes,
                     self._preview_of(files),
+                    self.window,
                 )
             own_grid = answer.geometry is scan.geometry
             grid = scan if own_grid else Scan(answer.labels[None], answer.geometry)

@@ -52,6 +52,8 @@ def evaluate(
     if len(levels) != len(set(levels)) or len(levels) != len(predictions) or min(levels) < 0:
         raise UserError(f"--levels {levels} must be one level for each of {len(predictions)} folders of predictions")
     label_folder = Path(labels).expanduser()
+    if not label_folder.is_dir():
+        raise UserError(f"{label_folder}: no such folder")
     root = next((root for root in (label_folder, label_folder.parent) if (root / "dataset.json").is_file()), None)
     # Labels in a folder of their own, with classes given, need no task that can be trained on.
     task = read_task(root) if root is not None and (classes is None or root == label_folder) else None

@@ -83,7 +83,9 @@ def predict(
         "mirror": mirror,
         "precision": precision,
     }
-    writer = PredictionWriter(folder, segmenter.classes, settings, preview, probabilities)
+    normalize = segmenter.preprocessing.normalize
+    window = None if isinstance(normalize, str) else normalize
+    writer = PredictionWriter(folder, segmenter.classes, settings, preview, probabilities, window)
     for scan in scans:
         if writer.path_of(scan).resolve() in {path.resolve() for path in scan.paths}:
             raise UserError(f"{folder}: the answer to {scan.paths[0]} would take its place; choose another --output")

@@ -20,8 +20,8 @@ def models() -> None:
             name,
             ", ".join(data["classes"][1:]),
             ", ".join(data["channels"]),
-            ", ".join(card["dice"]),
-            ", ".join(f"{dice:.3f}" for dice in card["dice"].values()),
+            "\n".join(card["dice"]),
+            "\n".join(f"{dice:.3f}" for dice in card["dice"].values()),
             f"{size:.1f}",
             card["licence"],
         )

@@ -34,6 +34,15 @@ NO_NETWORK = "required: fit.model.network"
 NO_HOME = "Could not determine home directory"
 """What pathlib says of a path."""
 
+OF_TYPES = re.compile(r'Parser key "(.+?)": .*Subtypes: \[(.+)\] Errors: .* Given value: (.*)')
+"""jsonargparse, of a value that is of none of the types of its setting."""
+
+OF_CLASS = re.compile(r'Parser key "(.+?)": .*Expected a dot import path string: (.*)')
+"""jsonargparse, of a class that there is not."""
+
+EXAMPLES = {"model.network": "rare_lightning.RAREUNet", "model.optimizer": "torch.optim.AdamW"}
+"""Of classes."""
+
 LOST_LOADER = "DataLoader worker (pid"
 """PyTorch, whichever way it learns of it."""
 
@@ -105,8 +114,7 @@ def _line_for(error: BaseException, command: str) -> str | None:
     if isinstance(error, UserError):  # of a loader process, with its traceback before
         return str(error).rpartition("UserError: ")[2].strip()
     if isinstance(error, ArgumentError):  # argparse would print pages of options
-        hint = ". Give --config, such as configs/hippocampus.yaml" if NO_NETWORK in message else ""
-        return f"{message}{hint} (options: rare {command} --help)"
+        return f"{_in_words(message)} (options: rare {command} --help)"
     if isinstance(error, MisconfigurationException):  # Lightning's, of a device that is not there
         return message
     if isinstance(error, OSError):
@@ -134,6 +142,21 @@ def _line_for(error: BaseException, command: str) -> str | None:
     return message if message.startswith(UNKNOWN_METRIC) else _explain_loss(error)
 
 
+def _in_words(message: str) -> str:
+    """What jsonargparse says of a word of the command line, without its own terms."""
+    if NO_NETWORK in message:
+        return f"{message}. Give --config, such as configs/hippocampus.yaml"
+    if match := OF_TYPES.fullmatch(message):
+        name, types, value = match.groups()
+        kinds = re.sub(r"<class '(?:.*\.)?(\w+)'>|typing\.", r"\1", types).replace("NoneType", "null")
+        return f"{name} is {value}, and must be one of: {kinds}"
+    if match := OF_CLASS.fullmatch(message):
+        name, value = match.groups()
+        example = EXAMPLES.get(name, "package.Class")
+        return f"{name}: there is no class {value}. Give its import path, such as {example}"
+    return message
+
+
 def _explain_loss(error: RuntimeError) -> str | None:
     """The line for an error that tells that another process of the run is gone; None for any other."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
@@ -152,6 +175,8 @@ def _silence_noise() -> None:
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
     for message in (
+        # Metrics of an epoch are logged all the same.
+        ".*smaller than the logging interval",
         # One loader process is enough here: cases are cached.
         ".*does not have many workers",
         # A callback that only training needs, such as early stopping, is not missed in a test.

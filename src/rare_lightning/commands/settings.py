@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -46,6 +47,23 @@ OF_LENGTH = ("max_epochs", "max_steps")
 """Settings of the Trainer that learning rates follow, unless they are constant."""
 
 
+def refuse_broken_yaml(words: list[str]) -> None:
+    """Name the file: jsonargparse tells the line alone.
+
+    Raises:
+        UserError: If a configuration is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append", default=[])
+    for path in map(Path, parser.parse_known_args(words)[0].config):
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: is no configuration ({' '.join(str(error).split())})") from error
+        if not isinstance(settings, dict | None):
+            raise UserError(f"{path}: is no configuration, which holds settings by name, as configs/demo.yaml")
+
+
 def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     """For validate and test: put the checkpoint's model and data settings before those of the command line."""
     if not words or words[0] not in ("validate", "test"):
@@ -54,6 +72,8 @@ def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     parser.add_argument("--ckpt_path")
     path = parser.parse_known_args(words[1:])[0].ckpt_path
     if path is None:
+        if not {"-h", "--help", "--config", "-c"} & {word.partition("=")[0] for word in words}:
+            raise UserError(f"rare {words[0]} needs --ckpt_path, a checkpoint of rare fit")
         return words
     checkpoint = read_checkpoint(path)
     settings = _settings_in(checkpoint)
@@ -100,6 +120,8 @@ def refuse_what_cannot_hold(config: Namespace) -> None:
         )
     if config.trainer.max_epochs == 0 or config.trainer.max_steps == 0:
         raise UserError("trainer.max_epochs and max_steps must leave something to train: 1 or more, or -1 for no end")
+    if config.trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
     if config.trainer.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches ({config.trainer.accumulate_grad_batches}) must be 1 or more")
 

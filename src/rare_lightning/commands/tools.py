@@ -13,8 +13,9 @@ from rare_lightning.commands.models import models
 from rare_lightning.data import make_phantom
 from rare_lightning.data.download import download
 from rare_lightning.data.geometry import format_spacing
-from rare_lightning.data.integrity import cases_by_class, check_cases
+from rare_lightning.data.integrity import check_cases
 from rare_lightning.data.task import read_task
+from rare_lightning.errors import few
 
 MANY = 8
 """Spacings that are listed."""
@@ -23,6 +24,8 @@ MANY = 8
 def check_data(root: str) -> None:
     """Check every case of a task, list all problems, and count the cases of each class and each spacing.
 
+    Cases without any foreground, and images that are there twice, are named: they can be wanted, and be mistakes.
+
     Args:
         root: Folder with dataset.json.
 
@@ -30,10 +33,19 @@ def check_data(root: str) -> None:
         UserError: If there are problems.
     """
     task = read_task(root)
-    check_cases(task, task.cases)
+    found = check_cases(task, task.cases)
     print(f"{root}: {len(task.cases)} cases, no problems")
-    for name, count in cases_by_class(task).items():
-        print(f"  {name}: in {count or 'no'} case{'' if count == 1 else 's'}")
+    counts = Counter(value for findings in found.values() for value in findings.values)
+    for value, name in enumerate(task.classes[1:], start=1):
+        print(f"  {name}: in {counts[value] or 'no'} case{'' if counts[value] == 1 else 's'}")
+    if empty := [case_id for case_id, findings in found.items() if not findings.values - {0}]:
+        print(f"  without any class: {few(empty)}")
+    alike: dict[str, list[str]] = {}
+    for case_id, findings in found.items():
+        alike.setdefault(findings.digest, []).append(case_id)
+    for twins in alike.values():
+        if len(twins) > 1:
+            print(f"  the same image: {few(twins)}, of which one may train and another test")
     spacings = Counter(format_spacing(case.geometry.canonical_spacing) for case in task.cases)
     listed = ", ".join(f"{mm} mm in {count}" for mm, count in spacings.most_common(MANY))
     others = f", and {len(spacings) - MANY} others" if len(spacings) > MANY else ""

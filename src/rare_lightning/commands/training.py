@@ -25,6 +25,7 @@ from rare_lightning.commands.settings import (
     compare_settings,
     plan_network,
     refuse_another_split,
+    refuse_broken_yaml,
     refuse_nothing_to_do,
     refuse_what_cannot_hold,
     with_settings_of_checkpoint,
@@ -137,6 +138,7 @@ class RareCLI(LightningCLI):
             if setting and name.startswith("--model.network."):
                 # From a file it is overruled without a word: the config.yaml of a run holds it, and may be given again.
                 raise UserError(f"{name} follows from the data: give --data.{setting}")
+        refuse_broken_yaml(args)
         self.config = parser.parse_args(with_settings_of_checkpoint(args))
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
@@ -318,12 +320,12 @@ class RareCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where everything is."""
         folder = Path(self.trainer.default_root_dir)
-        best = self.config_init[self.subcommand]["checkpoint"].best_model_path
-        if self.trainer.is_global_zero:
-            print(f"Run folder: {folder}")
-            checkpoint = Path(best or folder / "checkpoints" / LAST)  # where no epoch was validated
-            if checkpoint.exists():  # it is not after trainer.fast_dev_run
-                print(f"Next: rare test --ckpt_path {shlex.quote(str(checkpoint))}")
+        kept = self.config_init[self.subcommand]["checkpoint"]
+        checkpoint = Path(kept.best_model_path or folder / "checkpoints" / LAST)  # where no epoch was validated
+        if self.trainer.is_global_zero and checkpoint.exists():  # it does not after trainer.fast_dev_run
+            best = f", best {kept.monitor} {kept.best_model_score:.4f}" if kept.best_model_score is not None else ""
+            print(f"Run folder: {folder}{best}")
+            print(f"Next: rare test --ckpt_path {shlex.quote(str(checkpoint))}")
 
     def after_validate(self) -> None:
         """Say where the metrics are."""

@@ -36,7 +36,7 @@ from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingSh
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, regions_of
 from rare_lightning.errors import UserError, few
-from rare_lightning.networks.grids import Size3, level_spacing, level_stride, stage_strides
+from rare_lightning.networks.grids import Size3, level_spacing, level_stride, round_up, stage_strides
 from rare_lightning.provenance import run_seed
 
 Batch = dict[str, Any]
@@ -240,14 +240,14 @@ class DecathlonDataModule(L.LightningDataModule):
         Patches and their order follow from the seed of ``seed_everything`` (0 without), alike in all processes.
 
         Raises:
-            UserError: If there are fewer patches than one step takes, or no scan is seen at level 0.
+            UserError: If there are fewer patches than one step takes, no scan is seen at level 0, or none has any
+                foreground.
         """
         seed = run_seed() or 0
         cases = self._cached(self.split.train)
         self._say_what_resolutions_train([grids.level for grids in cases.grids])
-        seen = set().union(*(case.classes for case in cases.cases))
-        if unseen := [name for value, name in enumerate(self.task.classes) if value > 0 and value not in seen]:
-            rank_zero_info(f"{self.root}: no training case has {few(unseen)}, which the network will not learn")
+        self._say_which_classes_lack(cases, "training", "the network will not learn")
+        self._say_where_patches_are_padding(cases)
         dataset = TrainingPatches(
             cases,
             patch_size=self.patch_size,
@@ -264,11 +264,13 @@ class DecathlonDataModule(L.LightningDataModule):
         """Whole validation cases, one per batch.
 
         Raises:
-            UserError: If there are none.
+            UserError: If there are none, or none has any foreground.
         """
         if not self.split.val:
             raise UserError(f"{self.root}: none of these cases are for validation")
-        return self._whole_volumes(self.split.val)
+        cases = self._cached(self.split.val)
+        self._say_which_classes_lack(cases, "validation", "best.ckpt is chosen without")
+        return self._whole_volumes(cases)
 
     def test_dataloader(self) -> DataLoader[tio.Subject]:
         """Whole test cases, one per batch.
@@ -281,7 +283,7 @@ class DecathlonDataModule(L.LightningDataModule):
                 f"{self.root}: none of these cases are for the test. Train with a data.test_fraction, or a "
                 "data.splits_file that names some, or test on other data"
             )
-        return self._whole_volumes(self.split.test)
+        return self._whole_volumes(self._cached(self.split.test))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must know of its data to be used on other scans, and tested on the right cases."""
@@ -331,6 +333,32 @@ class DecathlonDataModule(L.LightningDataModule):
             rank_zero_info(f"Using the preprocessing of the checkpoint: {saved}")
         self._preprocessing = saved
 
+    def _say_which_classes_lack(self, cases: NormalizedCases, role: str, consequence: str) -> None:
+        """Classes that none of the cases of a role shows.
+
+        Raises:
+            UserError: If they are all of them.
+        """
+        seen = set().union(*(case.classes for case in cases.cases))
+        unseen = [name for value, name in enumerate(self.task.classes) if value > 0 and value not in seen]
+        if len(unseen) == len(self.task.classes) - 1:
+            raise UserError(
+                f"{self.root}: no {role} case ({few(case.case_id for case in cases.cases)}) has any class. rare data "
+                "check counts the cases of each; data.seed, data.fold and data.folds choose others"
+            )
+        if unseen:
+            rank_zero_info(f"{self.root}: no {role} case has {few(unseen)}, which {consequence}")
+
+    def _say_where_patches_are_padding(self, cases: NormalizedCases) -> None:
+        """Patches that reach beyond every scan."""
+        largest = round_up(np.max([case.shape for case in cases.cases], axis=0).tolist(), self.strides[-1])
+        if self.patch_size is not None and any(n > most for n, most in zip(self.patch_size, largest, strict=True)):
+            enough = [min(pair) for pair in zip(self.patch_size, largest, strict=True)]
+            rank_zero_info(
+                f"data.patch_size {list(self.patch_size)} reaches beyond every training scan: {enough} holds as much "
+                "of them, in less memory"
+            )
+
     def _say_what_resolutions_train(self, finest_levels: Sequence[int]) -> None:
         """Where training scans differ in resolution.
 
@@ -346,10 +374,11 @@ class DecathlonDataModule(L.LightningDataModule):
         spacings = [case.geometry.canonical_spacing for case in self.cases_of(self.split.train)]
         finest, coarsest = np.min(spacings, axis=0), np.max(spacings, axis=0)
         if not np.allclose(finest, coarsest, rtol=0.1):
-            chosen = " (their median; data.spacing chooses another)" if self.spacing is None else ""
+            chosen = " (the median of each axis; data.spacing chooses another)" if self.spacing is None else ""
+            ranges = zip(finest.tolist(), coarsest.tolist(), strict=True)
             rank_zero_info(
-                f"{self.root}: training scans of {format_spacing(finest)} to {format_spacing(coarsest)} mm; level 0 is "
-                f"{format_spacing(base)} mm{chosen}"
+                f"{self.root}: voxels of training scans measure {' x '.join(_range(*ends) for ends in ranges)} mm; "
+                f"level 0 is {format_spacing(base)} mm{chosen}"
             )
         counts = Counter(finest_levels)
         if coarser := [
@@ -397,8 +426,7 @@ class DecathlonDataModule(L.LightningDataModule):
         """How many processes the run has, and which this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _whole_volumes(self, case_ids: Sequence[str]) -> DataLoader[tio.Subject]:
-        cases = self._cached(case_ids)
+    def _whole_volumes(self, cases: NormalizedCases) -> DataLoader[tio.Subject]:
         dataset = WholeVolumes(cases)
         collate = PyramidCollate(self.strides, self.preprocessing, self.label_downsampling)
         return self._loader(dataset, EvaluationShare(len(dataset), *self._processes()), collate)
@@ -420,3 +448,8 @@ class DecathlonDataModule(L.LightningDataModule):
             generator=torch.Generator(),  # a seed for loader processes, which nothing uses, is not drawn from torch's
             **options,
         )
+
+
+def _range(low: float, high: float) -> str:
+    """``1.5``, or ``0.8 to 1.5``."""
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

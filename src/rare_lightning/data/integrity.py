@@ -1,7 +1,9 @@
 """Checks of every case before training, so that all problems are seen at once and early."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -27,12 +29,28 @@ PLACE_TOLERANCE = 0.01
 """Largest distance between a voxel's places in both, of the finest spacing: what headers round away moves no voxel."""
 
 
-def find_problems(case: Case, task: Task) -> list[str]:
-    """One line for each problem of a case; empty if it can be used.
+@dataclass(frozen=True)
+class Findings:
+    """What a check has found of a case.
 
-    Found: missing or unreadable files (truncated ones among them, and headers that claim other sizes), shapes, spacings
-    or affines that differ between image and label, NaN or infinite voxels, voxels and spacings that not every reader
-    sees alike, constant channels, a wrong number of channels, unknown label values, a label in place of its image.
+    Attributes:
+        problems: One line for each; empty if the case can be used.
+        values: Of its label.
+        digest: Of the voxels of its images.
+    """
+
+    problems: list[str]
+    values: frozenset[int] = frozenset()
+    digest: str = ""
+
+
+def inspect_case(case: Case, task: Task) -> Findings:
+    """Read all files of a case.
+
+    Problems are missing or unreadable files (truncated ones among them, and headers that claim other sizes), shapes,
+    spacings or affines that differ between image and label, NaN or infinite voxels, voxels and spacings that not every
+    reader sees alike, constant channels, a wrong number of channels, unknown label values, a label in place of its
+    image.
     """
     problems = []
     loaded = []
@@ -52,7 +70,7 @@ def find_problems(case: Case, task: Task) -> list[str]:
         except Exception as error:
             problems.append(f"{case.case_id}: {path}: cannot be read ({reason(error)})")
     if problems:
-        return problems
+        return Findings(problems)
     *images, (_, label, label_data) = loaded
 
     for path, image, data in images:
@@ -86,7 +104,7 @@ def find_problems(case: Case, task: Task) -> list[str]:
     if channels != len(task.channels):
         listed = ", ".join(task.channels)
         problems.append(f"{files}: {channels} channels, dataset.json lists {len(task.channels)} ({listed})")
-    values = set(np.unique(label.numpy()).tolist())
+    values = {int(value) for value in np.unique(label_data[np.isfinite(label_data)])}
     unknown = sorted(values - set(range(len(task.classes))))
     if label.num_channels != 1:
         problems.append(f"{case.label}: {label.num_channels} channels, a label map has 1")
@@ -94,7 +112,10 @@ def find_problems(case: Case, task: Task) -> list[str]:
         problems.append(
             f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
         )
-    return [f"{case.case_id}: {problem}" for problem in problems]
+    digest = hashlib.blake2b()
+    for _, _, data in images:
+        digest.update(np.ascontiguousarray(data).data)
+    return Findings([f"{case.case_id}: {problem}" for problem in problems], frozenset(values), digest.hexdigest())
 
 
 def _distance(one: tio.Image, other: tio.Image) -> float:
@@ -124,8 +145,11 @@ def _other_orders(cases: Sequence[Case]) -> list[str]:
     return problems
 
 
-def check_cases(task: Task, cases: Iterable[Case]) -> None:
+def check_cases(task: Task, cases: Iterable[Case]) -> dict[str, Findings]:
     """Check cases of a task, and its list of cases, before anything is done with them.
+
+    Returns:
+        Case id -> what was found.
 
     Raises:
         UserError: If there are problems; it lists them all, a line each.
@@ -140,18 +164,11 @@ def check_cases(task: Task, cases: Iterable[Case]) -> None:
         elif len(images) > 1:
             problems.append(f"{name}: listed {len(images)} times in 'training'; list it once")
     problems += _other_orders(task.cases)
-    for case in cases:
-        problems += find_problems(case, task)
+    found = {case.case_id: inspect_case(case, task) for case in cases}
+    problems += [problem for findings in found.values() for problem in findings.problems]
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(
             f"{task.root}: {len(problems)} problem(s). Mend these cases or take them out of the task:\n  {listing}"
         )
-
-
-def cases_by_class(task: Task) -> dict[str, int]:
-    """In how many of a task's labels each foreground class occurs."""
-    counts = Counter(
-        value for case in task.cases for value in np.unique(tio.LabelMap(case.label).numpy().astype(int)).tolist()
-    )
-    return {name: counts[value] for value, name in enumerate(task.classes) if value > 0}
+    return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, fsum, log
+from math import exp, fsum, inf, log
 from typing import Literal, get_args
 
 from rare_lightning.data.geometry import format_spacing
@@ -88,8 +88,10 @@ def route(
         level: This level, whatever the spacing.
 
     Raises:
-        ValueError: If there is no such level or routing.
+        ValueError: If there is no such level or routing, or the spacing is not three positive numbers.
     """
+    if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
+        raise ValueError(f"a spacing must be three positive numbers of mm: {[*spacing]}")
     if level is not None and level not in level_strides:
         raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")
     grids = {entry: level_spacing(base_spacing, stride) for entry, stride in level_strides.items()}

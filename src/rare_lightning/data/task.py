@@ -74,6 +74,8 @@ def read_task(root: Path | str) -> Task:
             ``labelsTr`` belong to no case.
     """
     root = Path(root).expanduser()
+    if root.name == "dataset.json" and root.is_file():
+        raise UserError(f"{root}: give its folder, {root.parent}")
     path = root / "dataset.json"
     if not path.is_file():
         raise UserError(
@@ -92,10 +94,14 @@ def read_task(root: Path | str) -> Task:
         if isinstance(content.get("dataset"), dict):
             entries = [{"image": entry["images"], "label": entry["label"]} for entry in content["dataset"].values()]
         else:
+            if "channel_names" in content and not {"training", "file_ending"} & content.keys():
+                raise UserError(f"""{path}: names no 'file_ending', such as ".nii.gz", which nnU-Net's need""")
             entries = content.get("training") or ([] if "file_ending" in content else content["training"])
         cases = [_listed(root, entry, len(channel_names)) for entry in entries]
         if not entries and "file_ending" in content:
             cases = _found(root, content["file_ending"], len(channel_names), content.get("numTraining"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is no JSON ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
             f"{path}: not a dataset.json of the Decathlon or of nnU-Net ({type(error).__name__}: {error}). It needs "
@@ -236,6 +242,9 @@ def _found(root: Path, ending: str, channels: int, count: int | None) -> list[Ca
         by_name.setdefault(name, set(_channel_files(image.with_name(f"{name}{ending}"), channels))).add(image)
     if strangers:
         listing = "\n  ".join(strangers)
+        numbered = [[channel_stem(path) != image_name(path) for path in paths] for paths in (images, labels)]
+        if labels and all(numbered[1]) and not any(numbered[0]):
+            raise UserError(f"{root}: labelsTr holds files of channels, and imagesTr none: are they each other's?")
         raise UserError(f"{root}: {len(strangers)} file(s) belong to no case. Rename or remove them:\n  {listing}")
     if isinstance(count, int) and count != len(by_name):
         raise UserError(

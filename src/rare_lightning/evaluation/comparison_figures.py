@@ -31,7 +31,7 @@ def plot_dice_against_resolution(comparison: Comparison, folder: Path) -> None:
             reach = np.maximum([mean - low, high - mean], 0)
             style = {"color": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
             axes.errorbar(places + beside, mean, reach, label=name, ms=4.5, capsize=2.5, lw=1.3, **style)
-        axes.set(title=f"{truth} truth", xlabel="scan spacing (mm)", ylim=(0, 1))
+        axes.set(title=f"{truth} truth", xlabel="scan spacing (mm)", xlim=(-0.5, len(levels) - 0.5), ylim=(0, 1))
         axes.set_xticks(places, [comparison.levels[level] for level in levels])
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"mean Dice of {len(comparison.cases)} cases")

@@ -95,6 +95,7 @@ def plot_preview(
     label_affine: np.ndarray,
     class_names: Sequence[str],
     path: Path,
+    window: tuple[float, float] | None = None,
 ) -> None:
     """Three planes of a scan through most foreground, with its segmentation; the file appears whole or not at all.
 
@@ -107,10 +108,11 @@ def plot_preview(
         label_affine: The same for the labels.
         class_names: Background first.
         path: PNG to write.
+        window: Intensities that are black and white; percentiles of the image by default.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     every = max(1, round((image.size / 1e6) ** (1 / 3)))  # a million voxels tell the window as well as all
-    low, high = np.percentile(image[::every, ::every, ::every], [1, 99.5])
+    low, high = window or np.percentile(image[::every, ::every, ::every], [1, 99.5])
     found = labels > 0
     image_spacing, label_spacing = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (image_affine, label_affine))
     corner = np.linalg.inv(image_affine) @ label_affine @ (-0.5, -0.5, -0.5, 1)  # of the labels, in the image's voxels

@@ -219,7 +219,7 @@ def _formatted(scores: dict[str, float]) -> list[str]:
         f"{scores['dice']:.3f}",
         f"{scores['hd95_mm']:.2f}",
         f"{scores['nsd']:.3f}",
-        f"{scores['volume_diff']:+.3f}",
+        "nan" if math.isnan(scores["volume_diff"]) else f"{scores['volume_diff']:+.3f}",
     ]
 
 

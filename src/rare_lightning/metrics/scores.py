@@ -36,11 +36,21 @@ def score_mask(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], to
     """Score one class, or region.
 
     Args:
-        prediction: Mask ``(D, H, W)``.
-        truth: Mask ``(D, H, W)``.
+        prediction: Mask ``(D, H, W)``, boolean, as ``torch.from_numpy(labels) == 1``.
+        truth: The same of the label.
         spacing: Of the grid that both lie on, in mm per axis.
         tolerance_mm: Surface distance that NSD forgives, in mm.
+
+    Raises:
+        ValueError: If they are no masks of one grid in three dimensions, or a spacing is not positive.
     """
+    if prediction.dtype != torch.bool or truth.dtype != torch.bool or truth.ndim != 3:
+        raise ValueError(f"masks must be boolean tensors (D, H, W): {prediction.dtype}, {truth.dtype}, {truth.ndim}D")
+    if prediction.shape != truth.shape or len(spacing) != 3 or not all(0 < mm < math.inf for mm in spacing):
+        raise ValueError(
+            f"masks must be of one grid, with three spacings above 0 mm: {tuple(prediction.shape)}, "
+            f"{tuple(truth.shape)}, {spacing}"
+        )
     predicted, true = int(prediction.count_nonzero()), int(truth.count_nonzero())
     overlap = dice(prediction, truth)
     if predicted == 0 or true == 0:

@@ -69,12 +69,15 @@ class MultiResolutionNetwork(SelfDescribing, nn.Module, ABC):
 
         Raises:
             TypeError: If it is no dictionary.
-            ValueError: If it is empty, or holds levels that the network does not know.
+            ValueError: If it is empty, holds levels that the network does not know, or an image without batch.
         """
         if not isinstance(images, dict):
             raise TypeError(f"images must be a dict of tensors by level, such as {{0: image}}: {type(images).__name__}")
         if not images or not set(images) <= set(self.levels):
             raise ValueError(f"images have levels {sorted(images)}: the network knows levels {list(self.levels)}")
+        for level, image in images.items():
+            if image.ndim != 5:
+                raise ValueError(f"the image of level {level} must be (B, in_channels, D, H, W): {tuple(image.shape)}")
 
 
 class FixedResolutionNetwork(MultiResolutionNetwork):

@@ -71,9 +71,16 @@ class MultiResolutionLoss(SelfDescribing, nn.Module):
             ``level_{l}/consistency`` and ``consistency``.
 
         Raises:
-            ValueError: If level_weights has no entry for a level.
+            ValueError: If level_weights has no entry for a level, or an answer and its label lie on different grids.
         """
         levels = list(prediction.logits)
+        for level, logits in prediction.logits.items():
+            if logits.shape[2:] != targets[level].shape[1:]:
+                raise ValueError(
+                    f"level {level} is answered on {tuple(logits.shape[2:])} voxels, and its label is of "
+                    f"{tuple(targets[level].shape[1:])}: of a network that answers on the base grid, all are compared "
+                    'with batch["label"].on((1, 1, 1))'
+                )
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=prediction.logits[levels[0]].device)
         for level in levels:
