@@ -10,6 +10,7 @@ from rare_lightning.data.cache import as_subject
 from rare_lightning.data.geometry import level_affine
 from rare_lightning.data.preprocessing import Preprocessing
 from rare_lightning.data.pyramid import LabelPyramid, ToLevelGrid, downsample_label, make_pyramid
+from rare_lightning.data.random_spacing import RandomSpacing
 from rare_lightning.networks.grids import pad_to_size
 
 OBLIQUE = np.array([[0.9, -0.3, 0.2, 11], [0.4, 1.1, -0.1, -7], [-0.1, 0.2, 2.9, 3], [0, 0, 0, 1]])
@@ -105,6 +106,16 @@ def test_pyramid_has_images_of_every_level():
     assert images[0].dtype == torch.float32
     for level in images:
         torch.testing.assert_close(images[level].mean(), images[0].mean())
+
+
+@pytest.mark.parametrize(("spacing", "level"), [((1, 1, 1), 0), ((2, 1, 1), 0.5), ((2, 2, 1), 1), ((2, 2, 2), 1)])
+def test_statistics_between_two_levels_go_by_how_far_apart_those_are(spacing, level, monkeypatch):
+    subject = as_subject(np.random.rand(1, 16, 16, 8).astype("f4"), np.ones((1, 16, 16, 8), "u1"), np.eye(4))
+    subject["statistics"], seen = None, []
+    monkeypatch.setattr(RandomSpacing, "draw", lambda *_: spacing)
+    monkeypatch.setattr(Preprocessing, "of_level", lambda _, image, level, statistics: seen.append(level))
+    make_pyramid(subject, [(1, 1, 1), (2, 2, 1)], Preprocessing((1, 1, 1)), RandomSpacing(0.5))
+    assert seen[0] == level
 
 
 @pytest.mark.parametrize("method", ["majority", "nearest", "corner"])

@@ -1,6 +1,7 @@
 """Bringing images and labels down to the level grids."""
 
 from collections.abc import Sequence
+from math import log2, prod
 from typing import Any, Literal
 
 import torch
@@ -141,7 +142,9 @@ def make_pyramid(
             image, octaves = down.image.data.float(), 0.0
         else:  # what brings images to another spacing begins from the scan
             image, octaves = random_spacing(subject.image.data.float(), stride)
-        images[level] = preprocessing.of_level(image, level + octaves, subject["statistics"])
+        to_next = log2(prod(strides[min(level + 1, len(strides) - 1)]) / prod(stride))
+        between = min(1.0, octaves / to_next) if to_next > 0 else 0.0
+        images[level] = preprocessing.of_level(image, level + between, subject["statistics"])
     return images
 
 

@@ -51,13 +51,13 @@ class RandomSpacing:
             stride: Of the level, in base voxels.
 
         Returns:
-            The image, and how far the scan's spacing lies above the level's, in octaves, as mean over the axes: 0 if
-            it is that, 1 if it is twice that along all axes, 1/3 along one.
+            The image, and how far the scan's spacing lies above the level's, in octaves, as sum over the axes: 0 if
+            it is that, 3 if it is twice that along all axes, 1 along one.
         """
         spacing = self.draw(stride)
         size = covering_size(image.shape[1:], (1, 1, 1), spacing)
         scan = resample(image, (1, 1, 1), spacing, size)
-        octaves = sum(log2(mm / s) for mm, s in zip(spacing, stride, strict=True)) / 3
+        octaves = sum(log2(mm / s) for mm, s in zip(spacing, stride, strict=True))
         level_size = [n // s for n, s in zip(image.shape[1:], stride, strict=True)]
         return resample(scan, spacing, stride, level_size), octaves
 

@@ -1,6 +1,5 @@
 """A trained model that segments any scan at the level its spacing asks for, and answers on the scan's own grid."""
 
-import importlib
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import torch
 import torchio as tio
 from torch import Tensor
 
-from rare_lightning.configuration import network_weights, read_checkpoint
 from rare_lightning.data.cropping import Box, content_box
 from rare_lightning.data.geometry import Geometry, format_spacing, geometry_of_affine, level_affine
 from rare_lightning.data.preprocessing import Preprocessing
@@ -23,15 +21,15 @@ from rare_lightning.data.routing import Route, RoutingStrategy, route
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan, refuse_non_finite
 from rare_lightning.data.voxels import channels_of, reason
 from rare_lightning.errors import UserError
-from rare_lightning.inference.export import EngineNetwork, open_exported, sidecar_of
+from rare_lightning.inference.export import EngineNetwork
+from rare_lightning.inference.loading import MIRROR_AXES, load_model
 from rare_lightning.inference.memory import GIB, LIBRARIES, forward_bytes, total_memory
-from rare_lightning.inference.mirroring import flipped_axes, mirror_images
+from rare_lightning.inference.mirroring import mirror_images
 from rare_lightning.inference.windows import fit_window, segment_level
 from rare_lightning.networks import MultiResolutionNetwork
 from rare_lightning.networks.grids import Size3, pad_to_size, round_up, triple
 
 Precision = Literal["32-true", "bf16-mixed"]
-MIRROR_AXES = "mirror_axes"
 NO_FLIPS = (
     "tells of no axis that its training flipped (torchio.RandomFlip in data.augmentation), and in other mirror images "
     "its classes may trade places: leave out mirror"
@@ -129,7 +127,7 @@ class Segmenter:
         paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
         if not paths:
             raise UserError("there is no checkpoint to load")
-        models = [_load(path) for path in paths]
+        models = [load_model(path) for path in paths]
         self.facts = facts = models[0][1]
         for path, (network, other) in zip(paths, models, strict=True):
             if precision != "32-true" and isinstance(network, EngineNetwork):
@@ -455,27 +453,3 @@ def _base_grid(geometry: Geometry, box: Box, base: Sequence[float]) -> tuple[Geo
 
 
 load = Segmenter  # as rare_lightning.load("best.ckpt")
-
-
-def _load(path: str | Path) -> tuple[MultiResolutionNetwork, dict[str, Any]]:
-    """Network in evaluation mode, and what must be alike in an ensemble."""
-    sidecar = sidecar_of(path)
-    if sidecar is not None:
-        return open_exported(sidecar)
-    checkpoint = read_checkpoint(path)
-    data, settings = checkpoint["DecathlonDataModule"], checkpoint["hyper_parameters"]
-    facts = {name: data[name] for name in ("channels", "classes", "level_strides", "preprocessing")}
-    facts["window_size"] = settings["window_size"]
-    facts[MIRROR_AXES] = flipped_axes(checkpoint["datamodule_hyper_parameters"].get("augmentation"))
-    try:
-        module, _, name = settings["network"]["class_path"].rpartition(".")
-        kind = getattr(importlib.import_module(module), name)
-        if not (isinstance(kind, type) and issubclass(kind, MultiResolutionNetwork)):  # or any function could be called
-            raise TypeError(f"{module}.{name} is not a MultiResolutionNetwork")
-        network: MultiResolutionNetwork = kind(**settings["network"]["init_args"])
-        network.load_state_dict(network_weights(checkpoint))
-    except Exception as error:
-        where = "; PYTHONPATH must name its folder" if isinstance(error, ModuleNotFoundError) else ""
-        raise UserError(f"{path}: its network cannot be built ({reason(error)}){where}") from error
-    facts["answer_grid"] = network.answer_grid
-    return network.eval(), facts
