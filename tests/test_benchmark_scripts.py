@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rare_lightning.cli import main
 from rare_lightning.data import make_phantom
@@ -86,6 +87,22 @@ def test_fine_tuning_begins_from_cases_that_neither_it_nor_the_test_has(tmp_path
     assert coarse["test"] == fine["test"]
     assert "but for" in printed and "heads" in printed  # made anew: there are other classes
     assert [row["training"] for row in json.loads(output.read_text())["rows"]] == ["from scratch", "fine-tuned"]
+
+
+@pytest.mark.slow
+def test_a_learning_curve_adds_cases_and_no_steps(tmp_path):
+    root, runs, output = tmp_path / "phantom", tmp_path / "runs", tmp_path / "record.json"
+    make_phantom(str(root), cases=12, size=[24, 24, 24])
+    words = ["--root", str(root), "--config", str(CONFIG), "--shares", "4", "1", "--folds", "5", "--runs", str(runs)]
+    run_script("learning_curve.py", *words, "--output", str(output), "--", "--data.batch_size", "1")
+    few, all_ = (split_of(runs / f"{count}-0") for count in (2, 8))
+    assert set(few.pop("train")) < set(all_.pop("train"))
+    assert few == all_  # validated and tested on the same cases
+    assert [row["training cases"] for row in json.loads(output.read_text())["rows"]] == ["2", "8"]
+    steps = [
+        torch.load(runs / f"{n}-0" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for n in (2, 8)
+    ]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.slow
