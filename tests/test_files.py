@@ -2,7 +2,7 @@
 
 import pytest
 
-from rare_lightning.files import appearing, replacing
+from rare_lightning.files import appearing, replacing, unused
 
 
 def test_a_file_takes_the_place_of_another_when_it_is_whole(tmp_path):
@@ -39,3 +39,11 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
         assert not folder.exists()
     assert [path.name for path in folder.iterdir()] == ["file"]
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_unused_names_count_up(tmp_path):
+    path = tmp_path / "config.yaml"
+    assert unused(path) == path
+    for _ in range(2):
+        unused(path).touch()
+    assert unused(path).name == "config-3.yaml"

@@ -11,7 +11,6 @@ from rare_lightning.data.pyramid import LabelPyramid
 from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import without_padding
 from rare_lightning.evaluation.tables import summarize
-from rare_lightning.module import make_level_cycle
 from rare_lightning.networks import MultiResolutionNetwork, Prediction
 
 
@@ -81,21 +80,6 @@ def test_batches_take_the_levels_of_the_cycle_in_turn_through_all_epochs(phantom
     assert seen == (cycle * len(seen))[: 3 * epoch]
     # The first cycle of an epoch is counted, so that each level has a Dice however rarely batches are.
     assert {"train/dice/level_0", "train/dice/level_1"} <= runner.logged_metrics.keys()
-
-
-@pytest.mark.parametrize(
-    ("cycle", "levels", "batches"),
-    [
-        (None, [0, 1, 2], [[0, 1, 2]]),
-        ("each", [0, 1, 2], [[0], [1], [2]]),
-        ("nested", [0, 1, 2, 3], [[2, 3], [1, 2, 3], [0, 1, 2, 3]]),
-        ("nested", [0, 1], [[0, 1]]),
-        ("nested", [0], [[0]]),
-        ([[1, 0, 1], [0]], [0, 1], [[0, 1], [0]]),
-    ],
-)
-def test_cycles_by_name_fit_any_number_of_levels(cycle, levels, batches):
-    assert make_level_cycle(cycle, levels) == batches
 
 
 def test_levels_left_out_of_training_do_not_learn(data, tmp_path):

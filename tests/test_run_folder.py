@@ -11,7 +11,8 @@ import yaml
 from jsonargparse import Namespace
 
 from rare_lightning.errors import UserError
-from rare_lightning.run_folder import log_into, only_writer, settings_of_training, unused
+from rare_lightning.files import unused
+from rare_lightning.run_folder import log_into, only_writer, settings_of_training
 
 TINY = Path(__file__).parent / "conf" / "tiny.yaml"
 
@@ -127,14 +128,6 @@ def test_logging_can_be_switched_off(tmp_path):
     trainer = Namespace(logger=False)
     log_into(trainer, tmp_path, "fit")
     assert trainer.logger is False
-
-
-def test_unused_names_count_up(tmp_path):
-    path = tmp_path / "config.yaml"
-    assert unused(path) == path
-    for _ in range(2):
-        unused(path).touch()
-    assert unused(path).name == "config-3.yaml"
 
 
 def test_settings_are_those_that_a_run_last_went_on_with(tmp_path):

@@ -2,12 +2,12 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isinf
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from rare_lightning.configuration import keep_plain_hyperparameters
 from rare_lightning.data.datamodule import Batch, DecathlonDataModule
-from rare_lightning.data.pyramid import LabelPyramid
 from rare_lightning.data.task import Regions, each_class
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.label_grids import on_grids_of_labels, without_padding_on_grids
 from rare_lightning.evaluation.protocol import (
     Row,
     Truth,
@@ -28,14 +28,13 @@ from rare_lightning.evaluation.protocol import (
     without_padding,
 )
 from rare_lightning.inference.windows import segment_level
+from rare_lightning.level_cycle import LevelCycle, make_level_cycle
 from rare_lightning.metrics.running_dice import RunningDice
-from rare_lightning.networks import DeepLogits, MultiResolutionNetwork, Prediction, Pyramid
-from rare_lightning.networks.grids import Size3, Spacing, block_average, level_spacing
+from rare_lightning.networks import MultiResolutionNetwork, Prediction, Pyramid
+from rare_lightning.networks.grids import Spacing, level_spacing
 from rare_lightning.objectives import MultiResolutionLoss
 from rare_lightning.processes import gather
 from rare_lightning.schedules import Schedule, Scheduler
-
-LevelCycle = list[list[int]] | Literal["nested", "each"] | None
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class SegmentationModule(L.LightningModule):
         levels = [level for level in planned if level in there] or there[:1]
         with _explained(batch, ". Set a larger data.patch_size, or a smaller data.depth"):
             prediction = self({level: batch["image"][level] for level in levels})
-        prediction, targets = self._on_grids_of_labels(prediction, batch)
+        prediction, targets = on_grids_of_labels(self.network, prediction, batch["label"])
         parts: dict[str, Tensor] = self.objective(prediction, targets, self.current_epoch)
         size = len(batch["case"])
         loss = parts.pop("loss")
@@ -227,7 +226,8 @@ class SegmentationModule(L.LightningModule):
         for levels in [there] if self.window_size is None else [[level] for level in there]:
             with _explained(batch):
                 prediction = self._predict_whole({level: batch["image"][level] for level in levels})
-            within, targets = self._without_padding(prediction, batch)
+            shape = batch["shape"].amax(dim=0).tolist()
+            within, targets = without_padding_on_grids(self.network, prediction, batch["label"], shape)
             found = self.objective(within, targets, self.current_epoch)
             loss = found["loss"] * self.objective.share(levels, there)
             parts |= {**found, "loss": parts.get("loss", 0) + loss}
@@ -343,47 +343,6 @@ class SegmentationModule(L.LightningModule):
     def _levels_of(self, batch: Batch) -> list[int]:
         return [level for level in self.levels if level in batch["image"]]
 
-    def _label_stride(self, prediction: Prediction, batch: Batch, level: int) -> Size3:
-        """Of the grid that an answer is compared on with the label."""
-        stride: Size3 = (1, 1, 1)
-        if self.network.answer_grid == "level":
-            stride = self.network.level_stride(level)
-        elif not prediction.deep.get(level):  # stages under deep supervision have their place on the base grid
-            stride = batch["label"].finest_stride
-        return stride
-
-    def _on_grids_of_labels(self, prediction: Prediction, batch: Batch) -> tuple[Prediction, Pyramid]:
-        """Answers on the grids that the labels have, and the labels.
-
-        A label of thick voxels does not say where within them a border lies: the answer is averaged over them.
-        """
-        labels: LabelPyramid = batch["label"]
-        logits, targets = {}, {}
-        for level, answer in prediction.logits.items():
-            stride = self._label_stride(prediction, batch, level)
-            targets[level] = labels.on(stride)
-            if self.network.answer_grid == "base" and stride != (1, 1, 1):
-                softmax = block_average(answer.float().softmax(dim=1), stride)
-                answer = softmax.clamp_min(torch.finfo(softmax.dtype).tiny).log()
-            logits[level] = answer
-        return prediction._replace(logits=logits), targets
-
-    def _without_padding(self, prediction: Prediction, batch: Batch) -> tuple[Prediction, Pyramid]:
-        """Answers and labels as far as the largest scan of the batch reaches; features stay whole."""
-        shape = batch["shape"].amax(dim=0).tolist()
-        logits, deep = {}, {}
-        prediction, targets = self._on_grids_of_labels(prediction, batch)
-        for level, answer in prediction.logits.items():
-            stride = self._label_stride(prediction, batch, level)
-            logits[level] = without_padding(answer, shape, stride)
-            targets[level] = without_padding(targets[level], shape, stride)
-            size = logits[level].shape[2:]
-            deep[level] = [
-                DeepLogits(coarser, without_padding(stage, size, coarser))
-                for coarser, stage in prediction.deep.get(level, [])
-            ]
-        return prediction._replace(logits=logits, deep=deep), targets
-
     def _update_dice(
         self, metrics: nn.ModuleDict, logits: Pyramid, targets: Pyramid, counted: int | None = None
     ) -> None:
@@ -430,19 +389,3 @@ def _explained(batch: Batch, advice: str = "") -> Iterator[None]:
     except ValueError as error:
         cases = ", ".join(batch["case"])
         raise UserError(f"{cases}: {error}{advice}") from error
-
-
-def make_level_cycle(cycle: LevelCycle, levels: Sequence[int]) -> list[list[int]]:
-    """The levels of successive batches, see :class:`SegmentationModule`.
-
-    Raises:
-        ValueError: If a batch has no level, or one that is not among the levels.
-    """
-    if cycle == "nested":
-        return [list(levels[first:]) for first in reversed(range(max(1, len(levels) - 1)))]
-    if cycle == "each":
-        return [[level] for level in levels]
-    batches = [list(levels)] if cycle is None else [sorted(set(batch)) for batch in cycle]
-    if not batches or any(not batch or not set(batch) <= set(levels) for batch in batches):
-        raise ValueError(f"level_cycle {cycle} must be lists of one or more of the network's levels {list(levels)}")
-    return batches

@@ -16,6 +16,7 @@ from rare_lightning.data import DecathlonDataModule
 from rare_lightning.data.pyramid import downsample_label
 from rare_lightning.data.routing import FinestGrids
 from rare_lightning.errors import UserError
+from rare_lightning.evaluation.label_grids import on_grids_of_labels
 from rare_lightning.module import SegmentationModule
 from rare_lightning.networks import Prediction, RAREUNet
 from rare_lightning.networks.grids import block_average, repeat_blocks
@@ -124,7 +125,7 @@ def test_answers_are_compared_with_coarse_labels_on_their_grid(mixed, tmp_path):
     network = RAREUNet(1, 3, features=2, depth=4, levels=2)
     module = SegmentationModule(network, ["background", "a", "b"])
     prediction = Prediction({1: certain, 2: certain}, {}, {})
-    answers, targets = module._on_grids_of_labels(prediction, batch)
+    answers, targets = on_grids_of_labels(module.network, prediction, batch["label"])
     for level in (1, 2):
         assert answers.logits[level].shape[2:] == targets[level].shape[1:] == batch["image"][1].shape[2:]
         assert torch.equal(answers.logits[level].argmax(1), targets[level].long())
