@@ -1,10 +1,10 @@
-"""How many labelled cases a task needs: the same recipe, for as many steps, with a part of the training cases.
+"""How many labelled cases a task needs: the same recipe, for about as many steps, with a part of the training cases.
 
 python benchmarks/learning_curve.py --root Task04_Hippocampus [--config configs/hippocampus.yaml] [--shares 8 4 2 1]
     [--seeds 0] [--folds 10] [--runs RUNS] [--output docs/results/learning-curve.json] [-- MORE WORDS FOR rare fit]
 
 Shares are one in so many of the training cases, of which the smaller hold none that the larger do not. All are tested
-on the same cases, and validated on the same others.
+on the same cases, and validated on the same others. For recipes that take one patch of each case an epoch.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def main() -> None:
         for fold, cases in enumerate(parts):
             run = runs / f"{len(cases)}-{seed}"
             fit = ["--config", args.config, "--data.root", args.root, "--data.splits_file", str(runs / "splits.json")]
-            # As many patches an epoch, and so the same schedule.
+            # About as many patches an epoch, and so the same schedule.
             fit += ["--data.fold", str(fold), "--data.patches_per_case", str(round(len(order) / len(cases)))]
             train_and_test(run, [*fit, "--seed_everything", str(seed), *args.words])
             rows.append({"training cases": str(len(cases)), "seed": str(seed), **line_of_run(run)})

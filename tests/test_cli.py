@@ -326,6 +326,16 @@ def test_overlays_train_and_test(phantom, tmp_path, overlays):
     assert checkpoint["hyper_parameters"].get("window_size") == config["data"]["patch_size"]
 
 
+def test_a_test_of_nothing_asks_for_the_checkpoint(phantom, capsys):
+    assert main(["test", "--data.root", str(phantom)]) == 2
+    assert_one_line("test.model.network. Give --ckpt_path, a checkpoint of rare fit", capsys.readouterr().err)
+
+
+def test_settings_may_be_given_as_text(phantom, tmp_path):
+    text = "trainer: {max_epochs: 1}  #" + 300 * " "  # no file could be called that
+    assert fit(phantom, tmp_path / "run", "--config", text, "--trainer.fast_dev_run", "1") == 0
+
+
 def test_a_network_of_ones_own_trains_as_the_readme_says(phantom, tmp_path, monkeypatch):
     readme = (CONFIGS.parent / "README.md").read_text()
     code = next(block for block in readme.split("```python\n") if "my_networks.py" in block).partition("```")[0]
@@ -561,7 +571,7 @@ def test_without_a_run_dir_a_new_one_is_made(phantom, tmp_path, monkeypatch):
         (["data", "check", "nowhere"], "dataset.json: not found"),
         (["data", "check", "~nobody-of-this-name/task"], "Could not determine home directory"),
         (["phantom", "task", "--seed", "-1"], "seed (-1) >= 0"),
-        (["test", "--data.root", "task"], "rare test needs --ckpt_path"),
+        (["test"], "or --ckpt_path to test or validate, which knows it"),
         (["evaluate", "--predictions", ".", "--labels", "nowhere", "--output", "out"], "nowhere: no such folder"),
     ],
 )
@@ -796,9 +806,7 @@ def test_an_image_that_is_there_twice_is_named(phantom, tmp_path, capsys):
 
 def test_a_patch_beyond_all_scans_is_said(phantom, tmp_path, caplog):
     assert fit(phantom, tmp_path / "run", "--data.patch_size", "[96,32,96]", "--trainer.fast_dev_run", "1") == 0
-    assert re.search(
-        r"data.patch_size \[96, 32, 96\] reaches beyond .*: \[\d\d, \d\d, \d\d\] holds as much", caplog.text
-    )
+    assert re.search(r"patch_size \[96, 32, 96\] reaches beyond .* of at most \[\d\d, \d\d, \d\d\]", caplog.text)
 
 
 def test_tools_and_help_read_well(capsys, tmp_path):
@@ -843,6 +851,20 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text, capsys):
             "data.normalize is minmax, and must be one of: Literal['zscore', 'percentile'], tuple[float, float]",
         ),
         (["fit", *TINY, "--model.network", "RAREUnet"], "there is no class RAREUnet. Give its import path"),
+        (["fit", *TINY, "--data.batch_size", "many"], "data.batch_size is many, and must be one of: int"),
+        (
+            ["fit", *TINY, "--model.network.init_args.features", "x"],
+            "model.network.features is x, and must be one of: int, Sequence[int]",
+        ),
+        (
+            ["fit", *TINY, "--model.objective.init_args.level_weights", "x"],
+            "model.objective.level_weights is x, and must be one of: Sequence[float], null",
+        ),
+        (["fit", *TINY, "--model.optimizer.init_args.lr", "x"], "model.optimizer.lr is x, and must be one of: float"),
+        (
+            ["fit", *TINY, "--data.augmentation", "[{class_path: torchio.RandomFlip, init_args: {axs: [0]}}]"],
+            "data.augmentation: torchio.RandomFlip: Option 'axs' is not accepted",
+        ),
         (["predict", "--ckpt_path", "a", "--input", "b", "--output", "c", "--prev"], "unrecognized arguments: --prev"),
     ],
 )

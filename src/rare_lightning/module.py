@@ -331,11 +331,13 @@ class SegmentationModule(L.LightningModule):
         return Prediction(logits, {}, {})
 
     def _refuse_other(self, data: DecathlonDataModule) -> None:
-        own, of_data = [tuple(self.network.level_stride(level)) for level in self.levels], data.strides
-        if own != of_data[: len(own)]:
+        own = {level: tuple(self.network.level_stride(level)) for level in self.levels}
+        of_data = dict(enumerate(data.strides))
+        if not own.items() <= of_data.items():
             raise UserError(
-                f"{type(self.network).__name__} has levels of {own} base voxels, and the data of {of_data}: give both "
-                "the same levels, depth and strides, as rare fit does where a network takes them as arguments"
+                f"{type(self.network).__name__} has levels of {list(own.values())} base voxels, and the data of "
+                f"{data.strides}: give both the same levels, depth and strides, as rare fit does where a network takes "
+                "them as arguments"
             )
         if self.class_names != list(data.task.classes):
             raise UserError(f"class_names {self.class_names} are not those of the data, {list(data.task.classes)}")

@@ -85,6 +85,10 @@ BREAKAGES = {
         r"2 channels, dataset.json lists 1 \(MRI\)",
     ),
     "label values": (lambda c: edit(c.label, lambda a: a * 7), r"label values \[7, 14\] are not in .* \(0\.\.2\)"),
+    "fractions in the label": (
+        lambda c: edit(c.label, lambda a: a * np.float32(0.75)),
+        r"label values \[0\.75, 1\.5\] are not in",
+    ),
     "label channels": (
         lambda c: sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(c.label)] * 3), c.label),
         "3 channels, a label map has 1",

@@ -112,10 +112,11 @@ def test_pyramid_has_images_of_every_level():
 def test_statistics_between_two_levels_go_by_how_far_apart_those_are(spacing, level, monkeypatch):
     subject = as_subject(np.random.rand(1, 16, 16, 8).astype("f4"), np.ones((1, 16, 16, 8), "u1"), np.eye(4))
     subject["statistics"], seen = None, []
-    monkeypatch.setattr(RandomSpacing, "draw", lambda *_: spacing)
     monkeypatch.setattr(Preprocessing, "of_level", lambda _, image, level, statistics: seen.append(level))
-    make_pyramid(subject, [(1, 1, 1), (2, 2, 1)], Preprocessing((1, 1, 1)), RandomSpacing(0.5))
-    assert seen[0] == level
+    strides = [(1, 1, 1), (2, 2, 1), (2, 2, 1), (4, 4, 2)]
+    monkeypatch.setattr(RandomSpacing, "draw", lambda _, stride: spacing if stride == strides[0] else stride)
+    make_pyramid(subject, strides, Preprocessing((1, 1, 1)), RandomSpacing(0.5))
+    assert seen == [level, 1, 2, 3]  # and what lies no deeper, or is the last, has statistics of its own
 
 
 @pytest.mark.parametrize("method", ["majority", "nearest", "corner"])

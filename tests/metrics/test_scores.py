@@ -26,7 +26,8 @@ def test_a_perfect_prediction():
 @pytest.mark.parametrize(
     ("prediction", "spacing", "message"),
     [
-        (CUBE.int(), (1.0, 1.0, 1.0), "must be boolean tensors"),
+        (CUBE.int(), (1.0, 1.0, 1.0), "the prediction must be a boolean tensor .*: Tensor of torch.int32"),
+        (CUBE.numpy(), (1.0, 1.0, 1.0), "the prediction must be .*: ndarray of bool"),
         (CUBE[:5], (1.0, 1.0, 1.0), "must be of one grid"),
         (CUBE, (0.0, 1.0, 1.0), "must be of one grid, with three spacings above 0"),
     ],

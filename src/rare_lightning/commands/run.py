@@ -28,17 +28,27 @@ GOES_ON = {
 NO_MEMORY = "can't allocate memory"
 """What PyTorch says on a CPU; on a GPU it has an error of its own."""
 
-NO_NETWORK = "required: fit.model.network"
-"""What jsonargparse says of a training without a configuration."""
+NO_NETWORK = "required: {}.model.network"
+"""What jsonargparse says of a command without a configuration."""
+
+HINTS = {
+    "fit": "Give --config, such as configs/hippocampus.yaml",
+    "validate": "Give --ckpt_path, a checkpoint of rare fit, which knows them",
+    "test": "Give --ckpt_path, a checkpoint of rare fit, which knows them",
+}
+"""What it needs."""
 
 NO_HOME = "Could not determine home directory"
 """What pathlib says of a path."""
 
-OF_TYPES = re.compile(r'Parser key "(.+?)": .*Subtypes: \[(.+)\] Errors: .* Given value: (.*)')
-"""jsonargparse, of a value that is of none of the types of its setting."""
-
-OF_CLASS = re.compile(r'Parser key "(.+?)": .*Expected a dot import path string: (.*)')
-"""jsonargparse, of a class that there is not."""
+KEY = re.compile(r'Parser key "(.+?)": ')
+OF_CLASS = re.compile(r".*Problem with given class_path '(.+?)': (.+?)(?: - Expected .*)?")
+OF_TYPES = re.compile(
+    r"(?:.*? )?Subtypes: \[(.+?)\] Errors: .*? Given value: (.*?)(?: - Expected .*|\. Got value: .*)?|"
+    r"Expected an? (.+?)\. Got value: (.*)"
+)
+NO_CLASS = re.compile(r".*Expected a dot import path string: (.*)")
+"""jsonargparse: which setting, what a class does not take, a value of another type, and no class at all."""
 
 EXAMPLES = {"model.network": "rare_lightning.RAREUNet", "model.optimizer": "torch.optim.AdamW"}
 """Of classes."""
@@ -114,7 +124,7 @@ def _line_for(error: BaseException, command: str) -> str | None:
     if isinstance(error, UserError):  # of a loader process, with its traceback before
         return str(error).rpartition("UserError: ")[2].strip()
     if isinstance(error, ArgumentError):  # argparse would print pages of options
-        return f"{_in_words(message)} (options: rare {command} --help)"
+        return f"{_in_words(message, command)} (options: rare {command} --help)"
     if isinstance(error, MisconfigurationException):  # Lightning's, of a device that is not there
         return message
     if isinstance(error, OSError):
@@ -142,18 +152,21 @@ def _line_for(error: BaseException, command: str) -> str | None:
     return message if message.startswith(UNKNOWN_METRIC) else _explain_loss(error)
 
 
-def _in_words(message: str) -> str:
+def _in_words(message: str, command: str) -> str:
     """What jsonargparse says of a word of the command line, without its own terms."""
-    if NO_NETWORK in message:
-        return f"{message}. Give --config, such as configs/hippocampus.yaml"
-    if match := OF_TYPES.fullmatch(message):
-        name, types, value = match.groups()
-        kinds = re.sub(r"<class '(?:.*\.)?(\w+)'>|typing\.", r"\1", types).replace("NoneType", "null")
-        return f"{name} is {value}, and must be one of: {kinds}"
-    if match := OF_CLASS.fullmatch(message):
-        name, value = match.groups()
+    if NO_NETWORK.format(command) in message and command in HINTS:
+        return f"{message}. {HINTS[command]}"
+    *_, rest = KEY.split(message)  # settings of settings come last
+    name = ".".join(KEY.findall(message))
+    if match := OF_CLASS.fullmatch(rest):
+        return f"{name}: {match[1]}: {match[2]}"
+    if match := OF_TYPES.fullmatch(rest):
+        types, value = (one or other for one, other in zip(match.groups()[:2], match.groups()[2:], strict=True))
+        kinds = re.sub(r"<class '(?:[^']*\.)?(\w+)'>|typing\.|collections\.abc\.", r"\1", types)
+        return f"{name} is {value}, and must be one of: {kinds.replace('NoneType', 'null')}"
+    if match := NO_CLASS.fullmatch(rest):
         example = EXAMPLES.get(name, "package.Class")
-        return f"{name}: there is no class {value}. Give its import path, such as {example}"
+        return f"{name}: there is no class {match[1]}. Give its import path, such as {example}"
     return message
 
 

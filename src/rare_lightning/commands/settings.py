@@ -54,11 +54,16 @@ def refuse_broken_yaml(words: list[str]) -> None:
         UserError: If a configuration is none.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", "-c", action="append", default=[])
-    for path in map(Path, parser.parse_known_args(words)[0].config):
+    parser.add_argument("--config", "-c", action="append", nargs="?", default=[])
+    for name in filter(None, parser.parse_known_args(words)[0].config):
+        path = Path(name)
         try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        except OSError:  # the name of no file, but settings
+            continue
+        try:
+            settings = yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: is no configuration ({' '.join(str(error).split())})") from error
         if not isinstance(settings, dict | None):
             raise UserError(f"{path}: is no configuration, which holds settings by name, as configs/demo.yaml")
@@ -72,8 +77,6 @@ def with_settings_of_checkpoint(words: list[str]) -> list[str]:
     parser.add_argument("--ckpt_path")
     path = parser.parse_known_args(words[1:])[0].ckpt_path
     if path is None:
-        if not {"-h", "--help", "--config", "-c"} & {word.partition("=")[0] for word in words}:
-            raise UserError(f"rare {words[0]} needs --ckpt_path, a checkpoint of rare fit")
         return words
     checkpoint = read_checkpoint(path)
     settings = _settings_in(checkpoint)

@@ -384,5 +384,8 @@ def _class_count(root: str | None, download: bool | str) -> int:
 
 def _task(root: str | None, download: bool | str) -> Task:
     if root is None:
-        raise UserError("give --data.root, the folder of a Decathlon task. To try without data: rare phantom ROOT")
+        raise UserError(
+            "give --data.root, the folder of a Decathlon task, or --ckpt_path to test or validate, which knows it. To "
+            "try without data: rare phantom ROOT"
+        )
     return find_task(root, download)

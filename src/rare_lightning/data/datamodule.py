@@ -264,12 +264,13 @@ class DecathlonDataModule(L.LightningDataModule):
         """Whole validation cases, one per batch.
 
         Raises:
-            UserError: If there are none, or none has any foreground.
+            UserError: If there are none, or none that could choose the best checkpoint of a training has a class.
         """
         if not self.split.val:
             raise UserError(f"{self.root}: none of these cases are for validation")
         cases = self._cached(self.split.val)
-        self._say_which_classes_lack(cases, "validation", "best.ckpt is chosen without")
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._say_which_classes_lack(cases, "validation", "best.ckpt is chosen without")
         return self._whole_volumes(cases)
 
     def test_dataloader(self) -> DataLoader[tio.Subject]:
@@ -351,12 +352,13 @@ class DecathlonDataModule(L.LightningDataModule):
 
     def _say_where_patches_are_padding(self, cases: NormalizedCases) -> None:
         """Patches that reach beyond every scan."""
-        largest = round_up(np.max([case.shape for case in cases.cases], axis=0).tolist(), self.strides[-1])
-        if self.patch_size is not None and any(n > most for n, most in zip(self.patch_size, largest, strict=True)):
-            enough = [min(pair) for pair in zip(self.patch_size, largest, strict=True)]
+        largest = np.max([case.shape for case in cases.cases], axis=0).tolist()
+        if self.patch_size is not None and any(
+            n > m for n, m in zip(self.patch_size, round_up(largest, self.strides[-1]), strict=True)
+        ):
             rank_zero_info(
-                f"data.patch_size {list(self.patch_size)} reaches beyond every training scan: {enough} holds as much "
-                "of them, in less memory"
+                f"data.patch_size {list(self.patch_size)} reaches beyond every training scan, of at most {largest} "
+                "voxels: what lies beyond takes memory and is padding"
             )
 
     def _say_what_resolutions_train(self, finest_levels: Sequence[int]) -> None:
@@ -452,4 +454,5 @@ class DecathlonDataModule(L.LightningDataModule):
 
 def _range(low: float, high: float) -> str:
     """``1.5``, or ``0.8 to 1.5``."""
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    ends = dict.fromkeys(f"{mm:.4g}" for mm in (low, high))  # headers round
+    return " to ".join(ends)

@@ -104,7 +104,7 @@ def inspect_case(case: Case, task: Task) -> Findings:
     if channels != len(task.channels):
         listed = ", ".join(task.channels)
         problems.append(f"{files}: {channels} channels, dataset.json lists {len(task.channels)} ({listed})")
-    values = {int(value) for value in np.unique(label_data[np.isfinite(label_data)])}
+    values = set(np.unique(label.numpy()).tolist())
     unknown = sorted(values - set(range(len(task.classes))))
     if label.num_channels != 1:
         problems.append(f"{case.label}: {label.num_channels} channels, a label map has 1")
@@ -115,7 +115,8 @@ def inspect_case(case: Case, task: Task) -> Findings:
     digest = hashlib.blake2b()
     for _, _, data in images:
         digest.update(np.ascontiguousarray(data).data)
-    return Findings([f"{case.case_id}: {problem}" for problem in problems], frozenset(values), digest.hexdigest())
+    lines = [f"{case.case_id}: {problem}" for problem in problems]
+    return Findings(lines, frozenset(int(value) for value in values if np.isfinite(value)), digest.hexdigest())
 
 
 def _distance(one: tio.Image, other: tio.Image) -> float:
@@ -164,8 +165,10 @@ def check_cases(task: Task, cases: Iterable[Case]) -> dict[str, Findings]:
         elif len(images) > 1:
             problems.append(f"{name}: listed {len(images)} times in 'training'; list it once")
     problems += _other_orders(task.cases)
-    found = {case.case_id: inspect_case(case, task) for case in cases}
-    problems += [problem for findings in found.values() for problem in findings.problems]
+    found = {}
+    for case in cases:
+        found[case.case_id] = inspect_case(case, task)
+        problems += found[case.case_id].problems
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(

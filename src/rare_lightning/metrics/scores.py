@@ -44,8 +44,9 @@ def score_mask(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], to
     Raises:
         ValueError: If they are no masks of one grid in three dimensions, or a spacing is not positive.
     """
-    if prediction.dtype != torch.bool or truth.dtype != torch.bool or truth.ndim != 3:
-        raise ValueError(f"masks must be boolean tensors (D, H, W): {prediction.dtype}, {truth.dtype}, {truth.ndim}D")
+    for name, mask in (("prediction", prediction), ("truth", truth)):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 3:
+            raise ValueError(f"the {name} must be a boolean tensor (D, H, W): {type(mask).__name__} of {mask.dtype}")
     if prediction.shape != truth.shape or len(spacing) != 3 or not all(0 < mm < math.inf for mm in spacing):
         raise ValueError(
             f"masks must be of one grid, with three spacings above 0 mm: {tuple(prediction.shape)}, "
