@@ -171,6 +171,11 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
     nib.Nifti2Image(np.ones((3, 4, 5), "f4"), np.eye(4)).to_filename(tmp_path / "two.nii")
     write(image[:, :, 0], tmp_path / "flat.mha")
     floating = sitk.GetArrayFromImage(image).astype("f4")
+    phases = floating.astype(np.complex64)
+    nib.Nifti1Image(phases, np.eye(4)).to_filename(tmp_path / "complex.nii.gz")
+    write(sitk.GetImageFromArray(phases), tmp_path / "complex.nrrd")
+    colours = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.Nifti1Image(colours, np.eye(4)).to_filename(tmp_path / "colours.nii.gz")
     floating[0, 0, 0] = np.nan
     write(sitk.GetImageFromArray(floating), tmp_path / "nan.nii.gz")
     other = sitk.Image(image)
@@ -184,6 +189,9 @@ def test_what_cannot_be_read_is_said(image, tmp_path):
         (["cut.nrrd"], r"cannot be read \(\[nrrd\] .*: fread got only"),
         (["two.nii"], "is of NIfTI-2, which ITK does not read"),
         (["flat.mha"], "has 2 dimensions"),
+        (["complex.nii.gz"], "its voxels are complex; a number for each is needed"),
+        (["complex.nrrd"], "its voxels are complex; a number for each is needed"),
+        (["colours.nii.gz"], "its voxels are colours; a number for each is needed"),
         (["nan.nii.gz"], "NaN or infinite"),
         (["a.nii.gz", "nan.nii.gz"], r"/nan\.nii\.gz: holds NaN"),
         (["gone.nii.gz"], "no such file"),

@@ -84,11 +84,15 @@ def read_nifti(path: Path) -> np.ndarray:
     ITK, with which TorchIO reads, fills up a truncated NIfTI file with zeros and takes NaN for 0, without a word.
 
     Raises:
-        ValueError: If the file does not hold as many bytes as its header describes; nothing of that size is made.
+        ValueError: If the file does not hold as many bytes as its header describes, of which nothing is made; or its
+            voxels are colours, or complex, of which nibabel would take the real part.
         Exception: Whatever else nibabel and gzip raise at broken bytes.
     """
     image = nib.load(path, mmap=False)
     voxels = image.dataobj
+    if voxels.dtype.kind not in "iuf":
+        kind = "complex" if voxels.dtype.kind == "c" else "colours"
+        raise ValueError(f"its voxels are {kind}; a number for each is needed, such as a magnitude")
     described = voxels.offset + math.prod(map(int, voxels.shape)) * voxels.dtype.itemsize
     held = 0
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
@@ -157,8 +161,10 @@ def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:
     """Channels ``(D, H, W)`` along the file's axes of a 3D, vector-valued or 4D image.
 
     Raises:
-        UserError: If it has fewer or more dimensions.
+        UserError: If it has fewer or more dimensions, or complex voxels.
     """
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{name}: its voxels are complex; a number for each is needed, such as a magnitude")
     array = sitk.GetArrayFromImage(image)  # the file's axes in reverse, components last
     components = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() == 3 and components > 1:
