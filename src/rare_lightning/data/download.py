@@ -12,6 +12,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info
@@ -234,7 +235,9 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
                 _refuse_unsafe(member, folder, archive.stat().st_size, url)
                 if not Path(member.name).name.startswith("._"):  # left by macOS
                     members.append(member)
-            tar.extractall(folder, track(members, "Unpacking", transient=True), filter="data")
+            # Before 3.11.4, Python has no filters; what they refuse was refused above.
+            options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(folder, track(members, "Unpacking", transient=True), **options)
     except (tarfile.TarError, EOFError, zlib.error, ValueError, MemoryError) as error:
         raise UserError(f"{url}: cannot be unpacked ({reason(error)})") from error
 
