@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from rare_lightning import cli
 from rare_lightning.configuration import read_checkpoint
 from rare_lightning.data.scans import Scan, ScanFiles, read_scan
+from rare_lightning.data.splits import Split, make_split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.comparison import MEAN, Comparison
 from rare_lightning.evaluation.methods import Method
@@ -102,6 +103,41 @@ def dice_with_intervals(rows: Sequence[Row]) -> tuple[list[dict[str, str]], dict
         lines.append(line)
         mean[spacing] = test.means["dice", "", "fine", level, test.classes[-1]].mean
     return lines, mean
+
+
+def shuffled_split(root: str | Path, folds: int) -> tuple[Split, list[str]]:
+    """Split of a task with a fifth for the test, and its training cases in a random order, the same every time."""
+    ids = [case.case_id for case in read_task(root).cases]
+    split = make_split(ids, seed=0, fold=0, folds=folds, test_fraction=0.2)
+    return split, np.random.default_rng(0).permutation(split.train).tolist()
+
+
+def train_and_test_each(
+    heading: str,
+    trainings: Mapping[str, tuple[Path, Sequence[str]]],
+    seeds: Sequence[int],
+    more: Sequence[str] = (),
+    test_words: Sequence[str] = (),
+) -> tuple[list[dict[str, str]], str]:
+    """Train and test each with every seed.
+
+    Args:
+        heading: Of the column with their names.
+        trainings: Name -> its run folders, without the seed that each ends in, and words for ``rare fit``.
+        seeds: Of the trainings.
+        more: Words for every ``rare fit``, last.
+        test_words: For ``rare test``.
+
+    Returns:
+        A line of :func:`line_of_run` for each run, and the commit that the last was trained at.
+    """
+    rows = []
+    for seed in seeds:
+        for name, (folder, words) in trainings.items():
+            run = folder.with_name(f"{folder.name}-{seed}")
+            train_and_test(run, [*words, "--seed_everything", str(seed), *more], test_words)
+            rows.append({heading: name, "seed": str(seed), **line_of_run(run)})
+    return rows, training_record(run / "checkpoints" / "last.ckpt")["commit"]
 
 
 def line_of_run(run: Path) -> dict[str, str]:

@@ -17,8 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
-from rare_lightning.data.splits import Split, make_split
+from common import arguments, line_of_run, save, shuffled_split, train_and_test, training_record, write_splits
+from rare_lightning.data.splits import Split
 from rare_lightning.data.task import read_task
 from rare_lightning.evaluation.tables import markdown_table
 
@@ -37,9 +37,8 @@ def write_merged(root: Path, target: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def quarter_and_rest(split: Split) -> list[dict[str, Sequence[str]]]:
-    """Fold 0 trains on a quarter of the training cases, fold 1 on the others."""
-    order = np.random.default_rng(0).permutation(split.train).tolist()
+def quarter_and_rest(split: Split, order: Sequence[str]) -> list[dict[str, Sequence[str]]]:
+    """Fold 0 trains on a quarter of the training cases, the first of them in this order, and fold 1 on the others."""
     quarter = max(1, len(order) // 4)
     return [{**split.as_dict(), "train": sorted(cases)} for cases in (order[:quarter], order[quarter:])]
 
@@ -50,8 +49,7 @@ def main() -> None:
     args = arguments(__doc__, **options, epochs=40, seeds=[0], folds=10)
     runs = Path(args.runs)
     splits = runs / "splits.json"
-    cases = [case.case_id for case in read_task(args.root).cases]
-    write_splits(quarter_and_rest(make_split(cases, seed=0, fold=0, folds=args.folds, test_fraction=0.2)), splits)
+    write_splits(quarter_and_rest(*shuffled_split(args.root, args.folds)), splits)
     if not (runs / "merged" / "dataset.json").exists():
         write_merged(Path(args.root), runs / "merged")
 

@@ -9,11 +9,7 @@ on the same cases, and validated on the same others. For recipes that take one p
 
 from pathlib import Path
 
-import numpy as np
-
-from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
-from rare_lightning.data.splits import make_split
-from rare_lightning.data.task import read_task
+from common import arguments, save, shuffled_split, train_and_test_each, write_splits
 from rare_lightning.evaluation.tables import markdown_table
 
 
@@ -22,23 +18,20 @@ def main() -> None:
     options = {"root": "", "config": "configs/hippocampus.yaml", "runs": "runs/learning-curve"}
     args = arguments(__doc__, **options, shares=[8, 4, 2, 1], seeds=[0], folds=10, words=[])
     runs = Path(args.runs)
-    ids = [case.case_id for case in read_task(args.root).cases]
-    split = make_split(ids, seed=0, fold=0, folds=args.folds, test_fraction=0.2)
-    order = np.random.default_rng(0).permutation(split.train).tolist()
+    split, order = shuffled_split(args.root, args.folds)
     parts = [sorted(order[: max(1, len(order) // share)]) for share in args.shares]
-    write_splits([{**split.as_dict(), "train": cases} for cases in parts], runs / "splits.json")
-    rows = []
-    for seed in args.seeds:
-        for fold, cases in enumerate(parts):
-            run = runs / f"{len(cases)}-{seed}"
-            fit = ["--config", args.config, "--data.root", args.root, "--data.splits_file", str(runs / "splits.json")]
-            # About as many patches an epoch, and so the same schedule.
-            fit += ["--data.fold", str(fold), "--data.patches_per_case", str(round(len(order) / len(cases)))]
-            train_and_test(run, [*fit, "--seed_everything", str(seed), *args.words])
-            rows.append({"training cases": str(len(cases)), "seed": str(seed), **line_of_run(run)})
+    splits = runs / "splits.json"
+    write_splits([{**split.as_dict(), "train": cases} for cases in parts], splits)
+    trainings = {}
+    for fold, cases in enumerate(parts):
+        words = ["--config", args.config, "--data.root", args.root, "--data.splits_file", str(splits)]
+        # About as many patches an epoch, and so the same schedule.
+        words += ["--data.fold", str(fold), "--data.patches_per_case", str(round(len(order) / len(cases)))]
+        trainings[str(len(cases))] = runs / str(len(cases)), words
+    rows, commit = train_and_test_each("training cases", trainings, args.seeds, args.words)
     note = (
         f"Dice against the `fine` truth on {len(split.test)} test cases, 95 % intervals over cases; trained at commit "
-        f"{training_record(run / 'checkpoints' / 'last.ckpt')['commit']}"
+        f"{commit}"
     )
     save(args, "Learning curve", note, rows)
     print(markdown_table(rows))

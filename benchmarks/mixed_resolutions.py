@@ -13,12 +13,10 @@ import shutil
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 
-from common import arguments, line_of_run, save, train_and_test, training_record, write_splits
+from common import arguments, save, shuffled_split, train_and_test_each, write_splits
 from rare_lightning.data.preprocessing import read_case
 from rare_lightning.data.pyramid import ToLevelGrid
-from rare_lightning.data.splits import make_split
 from rare_lightning.data.task import Case, read_task
 from rare_lightning.evaluation.tables import markdown_table
 from rare_lightning.networks.grids import pad_to_size, round_up
@@ -57,8 +55,7 @@ def main() -> None:
     options = {"root": "", "config": "configs/hippocampus.yaml", "runs": "runs/mixed-resolutions"}
     args = arguments(__doc__, **options, seeds=[0], words=[])
     root, runs = Path(args.root), Path(args.runs)
-    split = make_split([case.case_id for case in read_task(root).cases], seed=0, fold=0, folds=10, test_fraction=0.2)
-    order = np.random.default_rng(0).permutation(split.train).tolist()
+    split, order = shuffled_split(root, folds=10)
     levels = {case_id: index % (LEVELS + 1) for index, case_id in enumerate(order)}
     fine = sorted(case_id for case_id, level in levels.items() if level == 0)
     splits = runs / "splits.json"
@@ -67,23 +64,17 @@ def main() -> None:
     if not (mixed / "dataset.json").exists():
         write_mixed(root, mixed, levels)
     repeated = ["--data.patches_per_case", str(round(len(split.train) / len(fine)))]  # for as many steps
+    alike = ["--config", args.config, "--data.root", str(mixed), "--data.splits_file", str(splits)]
+    alike += ["--data.spacing", "[1, 1, 1]"]
     trainings = {
-        "at the levels that scans have": ["--data.fold", "0"],
-        "all brought up to level 0": ["--data.fold", "0", "--data.upsample", "true"],
-        "fine scans alone": ["--data.fold", "1", *repeated],
+        "at the levels that scans have": (runs / "0", [*alike, "--data.fold", "0"]),
+        "all brought up to level 0": (runs / "1", [*alike, "--data.fold", "0", "--data.upsample", "true"]),
+        "fine scans alone": (runs / "2", [*alike, "--data.fold", "1", *repeated]),
     }
-    rows = []
-    for seed in args.seeds:
-        for number, (name, words) in enumerate(trainings.items()):
-            run = runs / f"{number}-{seed}"
-            fit = ["--config", args.config, "--data.root", str(mixed), "--data.splits_file", str(splits)]
-            fit += ["--data.spacing", "[1, 1, 1]", "--seed_everything", str(seed), *words, *args.words]
-            train_and_test(run, fit, test_words=["--data.root", str(root)])
-            rows.append({"training": name, "seed": str(seed), **line_of_run(run)})
-    record = training_record(run / "checkpoints" / "last.ckpt")
+    rows, commit = train_and_test_each("training", trainings, args.seeds, args.words, ["--data.root", str(root)])
     note = (
         f"{len(split.train)} training scans, a quarter each of 1, 2, 4 and 8 mm; Dice against the `fine` truth on "
-        f"{len(split.test)} test cases taken at 1 mm, 95 % intervals over cases; trained at commit {record['commit']}"
+        f"{len(split.test)} test cases taken at 1 mm, 95 % intervals over cases; trained at commit {commit}"
     )
     save(args, "Scans of several resolutions", note, rows)
     print(markdown_table(rows))

@@ -33,7 +33,7 @@ def check_data(root: str) -> None:
         UserError: If there are problems.
     """
     task = read_task(root)
-    found = check_cases(task, task.cases)
+    found = check_cases(task, task.cases, with_digests=True)
     print(f"{root}: {len(task.cases)} cases, no problems")
     counts = Counter(value for findings in found.values() for value in findings.values)
     for value, name in enumerate(task.classes[1:], start=1):

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from rare_lightning.data.dataset import NormalizedCases, TrainingPatches, WholeV
 from rare_lightning.data.download import find_task
 from rare_lightning.data.geometry import format_spacing
 from rare_lightning.data.integrity import check_cases
-from rare_lightning.data.preprocessing import (
-    Foreground,
-    Normalize,
-    Preprocessing,
-    median_size,
-    median_spacing,
-)
+from rare_lightning.data.preprocessing import Foreground, Normalize, Preprocessing, median_size, median_spacing
 from rare_lightning.data.pyramid import LabelDownsampling, PyramidCollate
 from rare_lightning.data.random_spacing import EXACT, RandomSpacing
 from rare_lightning.data.routing import FULL, FinestGrids, finest_grids
@@ -36,7 +29,7 @@ from rare_lightning.data.sampling import EvaluationShare, LateLoader, TrainingSh
 from rare_lightning.data.splits import Split, make_split, read_split
 from rare_lightning.data.task import Case, regions_of
 from rare_lightning.errors import UserError, few
-from rare_lightning.networks.grids import Size3, level_spacing, level_stride, round_up, stage_strides
+from rare_lightning.networks.grids import Size3, is_spacing, level_spacing, level_stride, round_up, stage_strides
 from rare_lightning.provenance import run_seed
 
 Batch = dict[str, Any]
@@ -177,7 +170,7 @@ class DecathlonDataModule(L.LightningDataModule):
         """Deterministic preprocessing; its base spacing is read from headers if not given."""
         if self._preprocessing is None:
             spacing = median_spacing(self._known_cases()) if self.spacing is None else tuple(self.spacing)
-            if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
+            if not is_spacing(spacing):
                 raise UserError(f"data.spacing must be three positive numbers of mm: {list(spacing)}")
             try:
                 self._preprocessing = Preprocessing(spacing, self.normalize, self.foreground)

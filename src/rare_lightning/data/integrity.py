@@ -36,7 +36,7 @@ class Findings:
     Attributes:
         problems: One line for each; empty if the case can be used.
         values: Of its label.
-        digest: Of the voxels of its images.
+        digest: Of the voxels of its images, if it was asked for.
     """
 
     problems: list[str]
@@ -44,7 +44,7 @@ class Findings:
     digest: str = ""
 
 
-def inspect_case(case: Case, task: Task) -> Findings:
+def inspect_case(case: Case, task: Task, with_digest: bool = False) -> Findings:
     """Read all files of a case.
 
     Problems are missing or unreadable files (truncated ones among them, and headers that claim other sizes), shapes,
@@ -112,11 +112,16 @@ def inspect_case(case: Case, task: Task) -> Findings:
         problems.append(
             f"{case.label}: label values {unknown[:10]} are not in dataset.json (0..{len(task.classes) - 1})"
         )
-    digest = hashlib.blake2b()
-    for _, _, data in images:
-        digest.update(np.ascontiguousarray(data).data)
     lines = [f"{case.case_id}: {problem}" for problem in problems]
-    return Findings(lines, frozenset(int(value) for value in values if np.isfinite(value)), digest.hexdigest())
+    digest = _digest([data for _, _, data in images]) if with_digest else ""
+    return Findings(lines, frozenset(int(value) for value in values if np.isfinite(value)), digest)
+
+
+def _digest(images: Sequence[np.ndarray]) -> str:
+    digest = hashlib.blake2b()
+    for data in images:
+        digest.update(np.ascontiguousarray(data.transpose(0, 3, 2, 1)).data)  # as they lie in a file: no copy is made
+    return digest.hexdigest()
 
 
 def _distance(one: tio.Image, other: tio.Image) -> float:
@@ -146,8 +151,13 @@ def _other_orders(cases: Sequence[Case]) -> list[str]:
     return problems
 
 
-def check_cases(task: Task, cases: Iterable[Case]) -> dict[str, Findings]:
+def check_cases(task: Task, cases: Iterable[Case], with_digests: bool = False) -> dict[str, Findings]:
     """Check cases of a task, and its list of cases, before anything is done with them.
+
+    Args:
+        task: The task.
+        cases: Of it.
+        with_digests: Whether images that are there twice are looked for.
 
     Returns:
         Case id -> what was found.
@@ -167,7 +177,7 @@ def check_cases(task: Task, cases: Iterable[Case]) -> dict[str, Findings]:
     problems += _other_orders(task.cases)
     found = {}
     for case in cases:
-        found[case.case_id] = inspect_case(case, task)
+        found[case.case_id] = inspect_case(case, task, with_digests)
         problems += found[case.case_id].problems
     if problems:
         listing = "\n  ".join(problems)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, fsum, inf, log
+from math import exp, fsum, log
 from typing import Literal, get_args
 
 from rare_lightning.data.geometry import format_spacing
-from rare_lightning.networks.grids import Size3, Spacing, level_spacing, triple
+from rare_lightning.networks.grids import Size3, Spacing, is_spacing, level_spacing, triple
 
 RoutingStrategy = Literal["detail", "mean", "finest"]
 NEARLY = 0.1  # octaves, 7 %: a scan that is this much finer than a level still enters there
@@ -90,7 +90,7 @@ def route(
     Raises:
         ValueError: If there is no such level or routing, or the spacing is not three positive numbers.
     """
-    if len(spacing) != 3 or not all(0 < mm < inf for mm in spacing):
+    if not is_spacing(spacing):
         raise ValueError(f"a spacing must be three positive numbers of mm: {[*spacing]}")
     if level is not None and level not in level_strides:
         raise ValueError(f"level ({level}) must be one of {sorted(level_strides)}, the levels of the model")

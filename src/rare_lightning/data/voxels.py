@@ -18,6 +18,7 @@ from rare_lightning.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr")
+NO_NUMBERS = "its voxels are {}; a number for each is needed, such as a magnitude"
 
 
 def suffix_of(path: Path) -> str | None:
@@ -92,7 +93,7 @@ def read_nifti(path: Path) -> np.ndarray:
     voxels = image.dataobj
     if voxels.dtype.kind not in "iuf":
         kind = "complex" if voxels.dtype.kind == "c" else "colours"
-        raise ValueError(f"its voxels are {kind}; a number for each is needed, such as a magnitude")
+        raise ValueError(NO_NUMBERS.format(kind))
     described = voxels.offset + math.prod(map(int, voxels.shape)) * voxels.dtype.itemsize
     held = 0
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
@@ -164,7 +165,7 @@ def channels_of(image: sitk.Image, name: str) -> list[np.ndarray]:
         UserError: If it has fewer or more dimensions, or complex voxels.
     """
     if "complex" in image.GetPixelIDTypeAsString():
-        raise UserError(f"{name}: its voxels are complex; a number for each is needed, such as a magnitude")
+        raise UserError(f"{name}: {NO_NUMBERS.format('complex')}")
     array = sitk.GetArrayFromImage(image)  # the file's axes in reverse, components last
     components = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() == 3 and components > 1:

@@ -17,7 +17,7 @@ from rare_lightning.errors import UserError
 from rare_lightning.evaluation.protocol import TRUTH_LABELS, TRUTHS, Row, Truth
 from rare_lightning.files import write_csv, write_json
 from rare_lightning.metrics import Scores
-from rare_lightning.networks.grids import triple
+from rare_lightning.networks.grids import is_spacing, triple
 from rare_lightning.provenance import describe_process
 
 RANGES = {"dice": (0, 1), "hd95_mm": (0, math.inf), "nsd": (0, 1), "volume_diff": (-1, math.inf)}
@@ -196,7 +196,7 @@ def _parsed(line: list[str], where: str) -> Row:
         row = Row(case, int(level), triple(map(float, spacing.split("x"))), truth, class_name, numbers)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-    if row.level < 0 or not all(0 < mm < math.inf for mm in row.spacing_mm):
+    if row.level < 0 or not is_spacing(row.spacing_mm):
         raise UserError(f"{where}: level {level} of {spacing} mm; a level is 0 or more, and a spacing above 0")
     for name, number in numbers._asdict().items():
         low, high = RANGES[name]

@@ -7,6 +7,8 @@ import torch
 from monai.metrics.utils import get_edge_surface_distance
 from torch import Tensor
 
+from rare_lightning.networks.grids import is_spacing
+
 
 class Scores(NamedTuple):
     """Scores of one class, or region, in one case; NaN where undefined.
@@ -47,7 +49,7 @@ def score_mask(prediction: Tensor, truth: Tensor, spacing: tuple[float, ...], to
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 3:
             raise ValueError(f"the {name} must be a boolean tensor (D, H, W): {type(mask).__name__} of {mask.dtype}")
-    if prediction.shape != truth.shape or len(spacing) != 3 or not all(0 < mm < math.inf for mm in spacing):
+    if prediction.shape != truth.shape or not is_spacing(spacing):
         raise ValueError(
             f"masks must be of one grid, with three spacings above 0 mm: {tuple(prediction.shape)}, "
             f"{tuple(truth.shape)}, {spacing}"

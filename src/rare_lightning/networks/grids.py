@@ -5,8 +5,8 @@ down is a block average, and bringing it up is interpolation with half-voxel off
 """
 
 from collections.abc import Iterable, Sequence
-from math import prod
-from typing import Literal, TypeVar
+from math import inf, prod
+from typing import Literal, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,11 @@ def level_spacing(spacing: Sequence[float], stride: Size3) -> Spacing:
 def round_up(size: Sequence[int], multiple: Sequence[int]) -> Size3:
     """Smallest multiples that are not smaller."""
     return triple(n * m for n, m in zip(cells(size, multiple), multiple, strict=True))
+
+
+def is_spacing(spacing: Sequence[float]) -> TypeGuard[Spacing]:
+    """Whether it is three positive numbers of mm."""
+    return len(spacing) == 3 and all(0 < mm < inf for mm in spacing)
 
 
 def cells(size: Sequence[int], stride: Sequence[int]) -> Size3:
